@@ -1,0 +1,102 @@
+"""Real images in under a minute: a small CNN with BatchNorm reads handwritten digits.
+
+Synopsis:
+    python experiments/digits.py
+    python experiments/digits.py --config.num_epochs=2 --config.trainer.logger.log_path=runs/b
+"""
+
+from typing import Any
+
+import optax
+from ml_collections import ConfigDict
+from run_record import new_run_folder, show, write_record
+from vision.data import TRAIN_SIZE, ImageLoader, load_digits
+from vision.model import DigitsCNN
+
+import xtrainer as xt
+from xtrainer.config import to_config_dict
+
+
+def get_config() -> ConfigDict:
+    """Returns the settings of a run that ends above 98 % test accuracy."""
+    trainer = xt.TrainerConfig(
+        check_val_every_n_epoch=5,
+        logger=xt.LoggerConfig(log_every_n_steps=20, log_path=new_run_folder("digits")),
+        callbacks=[
+            xt.ModelCheckpointConfig(monitor="accuracy", mode="max", max_to_keep=1),
+            xt.LearningRateMonitorConfig(),
+        ],
+    )
+    model = {"num_classes": 10, "channels": (32, 64, 128), "dropout_rate": 0.5}
+    optimizer = xt.OptimizerConfig(
+        name="adamw",
+        scheduler=xt.SchedulerConfig(name="cosine_decay", lr=3e-3, end_lr_factor=0.05),
+        weight_decay=0.01,
+        weight_decay_exclude=("scale", "bias"),
+    )
+    sections = {
+        "num_epochs": 20,
+        "trainer": to_config_dict(trainer),
+        "model": to_config_dict(xt.ModelConfig(model_class="digits_cnn", model_config=model)),
+        "optimizer": to_config_dict(optimizer),
+        "data": {"batch_size": 64, "eval_batch_size": 128, "seed": 0},
+    }
+    return tie(ConfigDict(sections))
+
+
+def tie(config: Any) -> ConfigDict:
+    """Returns the config with what follows from other settings, also when those are overridden."""
+    steps = config.get_oneway_ref("num_epochs") * TRAIN_SIZE // config.data.get_ref("batch_size")
+    config.optimizer.scheduler.decay_steps = steps
+    config.optimizer.scheduler.warmup_steps = steps // 10
+    return config
+
+
+class DigitClassifier(xt.TrainerModule):
+    """Classification of images; the framework carries the batch statistics."""
+
+    model_class = DigitsCNN
+
+    def loss_function(
+        self, params: Any, apply_fn: Any, batch: Any, rng: Any, train: bool = True
+    ) -> Any:
+        """Returns the loss and accuracy of each image."""
+        logits = apply_fn({"params": params}, batch["inputs"], train=train, rngs={"dropout": rng})
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
+        return loss, ({"accuracy": logits.argmax(-1) == batch["targets"]}, {})
+
+
+def make_loaders(data: Any) -> dict[str, ImageLoader]:
+    """Returns the loaders of the three sets from the config's section ``data``."""
+    sets = load_digits()
+    return {
+        "train": ImageLoader(sets["train"], data.batch_size, shuffle_seed=data.seed),
+        "val": ImageLoader(sets["val"], data.eval_batch_size),
+        "test": ImageLoader(sets["test"], data.eval_batch_size),
+    }
+
+
+def main() -> None:
+    """Trains and evaluates."""
+    config = xt.parse_config(get_config())
+    loaders = make_loaders(config.data)
+    trainer = DigitClassifier(
+        xt.Config.from_config_dict(xt.TrainerConfig, config.trainer),
+        xt.Config.from_config_dict(xt.ModelConfig, config.model),
+        xt.Config.from_config_dict(xt.OptimizerConfig, config.optimizer),
+        loaders["train"].example(),
+    )
+    write_record(trainer.log_path, "digits", config)
+    results = trainer.train_model(
+        loaders["train"],
+        loaders["val"],
+        test_loader=loaders["test"],
+        num_epochs=config.num_epochs,
+    )
+    show("test", results["test"])
+    print(f"run folder: {trainer.log_path}")
+    print(f"evaluate the best checkpoint: python experiments/evaluate.py {trainer.log_path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""Which experiment made a run folder? One small JSON file in it, for ``evaluate.py``."""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from xtrainer.errors import CheckpointError
+from xtrainer.launch import is_main_process
+
+RECORD_FILE = "experiment.json"
+
+
+def new_run_folder(experiment: str) -> str:
+    """Returns a folder name below ``runs`` that no earlier run has, by the time of day (UTC)."""
+    return f"runs/{experiment}-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}"
+
+
+def write_record(run_folder: str | Path, experiment: str, config: ConfigDict) -> None:
+    """Writes the experiment's name and its resolved config into the run folder; one process does."""
+    if not is_main_process():
+        return
+    folder = Path(run_folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    record = {"experiment": experiment, "config": config.to_dict()}
+    (folder / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n")
+
+
+def read_record(run_folder: str | Path) -> tuple[str, Any]:
+    """Returns the experiment's name and config that :func:`write_record` wrote.
+
+    Raises:
+        CheckpointError: If the folder holds no such file, or the file is not whole.
+    """
+    path = Path(run_folder) / RECORD_FILE
+    try:
+        record = json.loads(path.read_text())
+        return str(record["experiment"]), ConfigDict(record["config"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"Found no usable {RECORD_FILE} in {run_folder} ({error}), expected the folder that a "
+            "training run printed as its run folder. Check the path."
+        ) from error
+
+
+def show(title: str, metrics: dict[str, Any]) -> None:
+    """Prints metrics to the last digit, one a line; times are left out, they never repeat."""
+    for name in sorted(metrics):
+        if not name.endswith("time_s"):
+            print(f"{title} {name}: {metrics[name]!r}")

@@ -1,0 +1,30 @@
+"""What else happens during a run? Small parts that hook into its moments.
+
+Synopsis:
+    TrainerConfig(callbacks=[ModelCheckpointConfig(monitor="loss"), LearningRateMonitorConfig()])
+"""
+
+from xtrainer.callbacks.base import Callback, CallbackConfig, build_callbacks
+from xtrainer.callbacks.checkpoint import ModelCheckpoint, ModelCheckpointConfig
+from xtrainer.callbacks.extended_evaluation import ExtendedEvaluation, ExtendedEvaluationConfig
+from xtrainer.callbacks.lr_monitor import LearningRateMonitor, LearningRateMonitorConfig
+from xtrainer.callbacks.profiler import JaxProfiler, JaxProfilerConfig
+from xtrainer.callbacks.progress_bar import ProgressBar, ProgressBarConfig
+from xtrainer.callbacks.view import CallbackTrainer
+
+__all__ = [
+    "Callback",
+    "CallbackConfig",
+    "CallbackTrainer",
+    "ExtendedEvaluation",
+    "ExtendedEvaluationConfig",
+    "JaxProfiler",
+    "JaxProfilerConfig",
+    "LearningRateMonitor",
+    "LearningRateMonitorConfig",
+    "ModelCheckpoint",
+    "ModelCheckpointConfig",
+    "ProgressBar",
+    "ProgressBarConfig",
+    "build_callbacks",
+]

@@ -1,0 +1,101 @@
+"""What is a callback? Hooks with a config that says when they are due."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from xtrainer.callbacks.view import CallbackTrainer
+from xtrainer.config import Config
+from xtrainer.hooks import Hooks
+from xtrainer.launch import is_main_process
+from xtrainer.types import JSON
+
+
+@dataclass(frozen=True, kw_only=True)
+class CallbackConfig(Config):
+    """When a callback is called; the base of every callback's config."""
+
+    every_n_epochs: int = 1
+    """Epochs between calls of epoch hooks, and of validation hooks at the end of an epoch."""
+    every_n_steps: int = -1
+    """Steps between calls of ``on_training_step``, and of validation hooks within an epoch; -1: each
+    one."""
+    main_process_only: bool = False
+    """Whether other processes go without this callback."""
+
+    def create(self, trainer: CallbackTrainer, data_module: Any = None) -> "Callback":
+        """Returns the callback that this config describes.
+
+        Raises:
+            TypeError: If the class of the config does not define it.
+        """
+        raise TypeError(
+            f"{type(self).__name__} has no create(trainer, data_module=None). Define it so that it "
+            "returns the callback."
+        )
+
+    def problems(self) -> list[str]:
+        """Returns frequencies that cannot be."""
+        found = []
+        if self.every_n_epochs < 1:
+            found.append(f"every_n_epochs: found {self.every_n_epochs}, expected a number >= 1.")
+        if self.every_n_steps < 1 and self.every_n_steps != -1:
+            found.append(f"every_n_steps: found {self.every_n_steps}, expected >= 1, or -1.")
+        return found
+
+
+class Callback(Hooks):
+    """Base of callbacks: derive, override hooks, write a config whose ``create`` returns it.
+
+    Args:
+        config: When the callback is due, and its own settings.
+        trainer: The trainer, as a callback may use it.
+        data_module: What ``init_callbacks`` was given; usually the user's data.
+    """
+
+    needs_settled_state: bool = False
+    """Whether ``on_training_step`` waits until the step is known to be finite."""
+
+    def __init__(
+        self, config: CallbackConfig, trainer: CallbackTrainer, data_module: Any = None
+    ) -> None:
+        self.config = config
+        self.trainer = trainer
+        self.data_module = data_module
+        self.dataset: Any = None
+
+    def set_dataset(self, dataset: Any) -> None:
+        """Receives the dataset that ``TrainerModule.set_dataset`` was given."""
+        self.dataset = dataset
+
+    def state_dict(self) -> dict[str, JSON]:
+        """Returns what a checkpoint keeps of this callback; JSON."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, JSON]) -> None:
+        """Takes back what :meth:`state_dict` returned."""
+
+    def step_interval(self) -> int | None:
+        """Returns every how many steps ``on_training_step`` does something; None: never."""
+        overridden = type(self).on_training_step is not Hooks.on_training_step
+        return max(self.config.every_n_steps, 1) if overridden else None
+
+    def is_due(self, hook: str, args: Sequence[Any]) -> bool:
+        """Says whether a hook is to be called now."""
+        config, progress = self.config, self.trainer.progress
+        if hook.startswith("on_validation"):
+            epoch, step = args[-2:]
+            if progress.step_in_epoch:  # within an epoch
+                return config.every_n_steps <= 1 or step % config.every_n_steps == 0
+            return epoch % config.every_n_epochs == 0
+        if "_epoch_" in hook:
+            return args[-1] % config.every_n_epochs == 0
+        return True
+
+
+def build_callbacks(
+    configs: Sequence[CallbackConfig], trainer: CallbackTrainer, data_module: Any = None
+) -> list[Callback]:
+    """Returns the callbacks of this process in the order of their configs."""
+    wanted = [c for c in configs if is_main_process() or not c.main_process_only]
+    return [config.create(trainer, data_module) for config in wanted]

@@ -1,0 +1,91 @@
+"""Where does the time of a step go? A trace of a few steps, for TensorBoard or Perfetto."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from xtrainer.callbacks.base import Callback, CallbackConfig
+from xtrainer.callbacks.view import CallbackTrainer
+from xtrainer.errors import ConfigError
+from xtrainer.types import HostMetrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class JaxProfilerConfig(CallbackConfig):
+    """Traces a few steps with ``jax.profiler``, on the main process."""
+
+    main_process_only: bool = True
+    """Whether other processes go without this callback."""
+    profile_first_step: int = 10
+    """Step, counted from the start of this run, at which the trace begins; the first ones compile."""
+    profile_n_steps: int = 5
+    """Steps in the trace."""
+    log_path: str | None = None
+    """Folder of the trace; None: ``profile`` in the run folder."""
+
+    def create(self, trainer: CallbackTrainer, data_module: Any = None) -> "JaxProfiler":
+        """Returns the callback."""
+        return JaxProfiler(self, trainer, data_module)
+
+    def problems(self) -> list[str]:
+        """Returns numbers that cannot be."""
+        return super().problems() + [
+            f"{name}: found {value}, expected a number >= 1."
+            for name in ("profile_first_step", "profile_n_steps")
+            if (value := getattr(self, name)) < 1
+        ]
+
+
+class JaxProfiler(Callback):
+    """See :class:`JaxProfilerConfig`.
+
+    Raises:
+        ConfigError: If there is no folder to write to.
+    """
+
+    config: JaxProfilerConfig
+
+    def __init__(
+        self, config: JaxProfilerConfig, trainer: CallbackTrainer, data_module: Any = None
+    ) -> None:
+        super().__init__(config, trainer, data_module)
+        if config.log_path is None and trainer.log_path is None:
+            raise ConfigError(
+                "JaxProfiler: found no folder, neither its own log_path nor the logger's. Set "
+                "LoggerConfig(log_path=...), or JaxProfilerConfig(log_path=...)."
+            )
+        own = None if config.log_path is None else Path(config.log_path).expanduser().resolve()
+        self.folder: Path = own or Path(str(trainer.log_path)) / "profile"
+        self._steps = 0
+        self._tracing = False
+
+    def on_training_start(self) -> None:
+        """Begins the count of steps."""
+        self._steps = 0
+        self._switch()
+
+    def on_training_step(self, step_metrics: HostMetrics, epoch_idx: int, step_idx: int) -> None:
+        """Starts or stops the trace between two steps."""
+        self._steps += 1
+        self._switch()
+
+    def finalize(self, status: str) -> None:
+        """Ends a trace that the end of the run has cut short."""
+        self._stop()
+
+    def _switch(self) -> None:
+        first = self.config.profile_first_step
+        if self._steps == first - 1:
+            jax.block_until_ready(self.trainer.state)
+            jax.profiler.start_trace(str(self.folder))
+            self._tracing = True
+        elif self._steps == first - 1 + self.config.profile_n_steps:
+            self._stop()
+
+    def _stop(self) -> None:
+        if self._tracing:
+            jax.block_until_ready(self.trainer.state)
+            self._tracing = False
+            jax.profiler.stop_trace()

@@ -1,0 +1,61 @@
+"""What may a callback read and call on a trainer?"""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+from jax.sharding import Mesh
+
+from xtrainer.checkpoint import CheckpointItems
+from xtrainer.loggers import LoggerTool
+from xtrainer.state import Progress, TrainState
+from xtrainer.types import BatchLike, HostMetrics
+
+
+class CallbackTrainer(Protocol):
+    """A trainer as a callback sees it."""
+
+    state: TrainState
+    progress: Progress
+    mesh: Mesh
+    dataset: Any
+
+    @property
+    def logger(self) -> LoggerTool:
+        """Where metrics go."""
+        ...
+
+    @property
+    def log_path(self) -> Path | None:
+        """The run folder."""
+        ...
+
+    @property
+    def total_steps(self) -> int | None:
+        """Steps of the run under way, where they are known."""
+        ...
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether the run under way has a validation set."""
+        ...
+
+    def request_stop(self) -> None:
+        """Ends the run after this step."""
+        ...
+
+    def learning_rate(self, step: int) -> float | None:
+        """Returns the learning rate that the update of a step used; None: not known."""
+        ...
+
+    def gather_checkpoint(
+        self, save_optimizer_state: bool, save_dataloader_state: bool, metrics: HostMetrics
+    ) -> CheckpointItems:
+        """Returns what a checkpoint of the present step holds."""
+        ...
+
+    def evaluate_with(
+        self, loss_function: Callable[..., Any], loader: Iterable[BatchLike], title: str
+    ) -> HostMetrics:
+        """Returns the metrics of a loss over one pass of a loader."""
+        ...

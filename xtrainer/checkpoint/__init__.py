@@ -1,0 +1,34 @@
+"""What survives the end of the process? One folder per step, whole or absent.
+
+Synopsis::
+
+    manager = CheckpointManager(folder, max_to_keep=1, monitor_mode="min")
+    manager.save(step, CheckpointItems(state, gather_meta(state, ...)), metric=0.25)
+    manager.close()
+
+    step_folder = find_step(folder, "best")
+    meta = read_meta(step_folder)
+    state = restore_state(step_folder, template)
+
+Reading never makes a manager and never changes a folder. The arrays go through Orbax, the rest is
+JSON; nothing is pickled and nothing in a checkpoint is executed.
+"""
+
+from xtrainer.checkpoint.items import CheckpointItems, check_json, describe_leaves, gather_meta
+from xtrainer.checkpoint.manager import CheckpointManager
+from xtrainer.checkpoint.metadata import find_step, list_steps, read_meta, read_metric
+from xtrainer.checkpoint.restore import restore_partial, restore_state
+
+__all__ = [
+    "CheckpointItems",
+    "CheckpointManager",
+    "check_json",
+    "describe_leaves",
+    "find_step",
+    "gather_meta",
+    "list_steps",
+    "read_meta",
+    "read_metric",
+    "restore_partial",
+    "restore_state",
+]

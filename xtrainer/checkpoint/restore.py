@@ -1,0 +1,143 @@
+"""How does a state come back? On today's devices, checked leaf by leaf, ready to be donated."""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from xtrainer.checkpoint.backend import read_part, read_state
+from xtrainer.checkpoint.items import compare_leaves, listed
+from xtrainer.checkpoint.metadata import read_meta, require_step
+from xtrainer.errors import CheckpointError, did_you_mean
+from xtrainer.tree import flatten_with_paths, num_bytes
+from xtrainer.types import PyTree
+
+_COPY_BYTES = 2**30
+
+
+def restore_state(step_folder: Path, template: PyTree) -> PyTree:
+    """Returns the state of a step; every buffer is JAX's own and can be donated.
+
+    Args:
+        step_folder: As :func:`find_step` gives it. Nothing in it is changed.
+        template: ``jax.ShapeDtypeStruct`` leaves with today's shardings, or arrays that have them.
+            The mesh need not be the one of the save.
+
+    Raises:
+        CheckpointNotFoundError: If the folder is not a committed step.
+        CheckpointError: If paths, shapes or dtypes differ (nothing is cast), or reading fails.
+    """
+    step_folder = require_step(step_folder)
+    template = _as_structs(template)
+    _check_leaves(step_folder, read_meta(step_folder)["leaves"], flatten_with_paths(template))
+    return _read(step_folder, template, read_state)
+
+
+def restore_partial(step_folder: Path, names: Sequence[str], template: PyTree) -> dict[str, Any]:
+    """Returns some parts of a state, such as the parameters saved with another optimizer.
+
+    Args:
+        step_folder: As :func:`find_step` gives it. Nothing in it is changed.
+        names: Top-level names of the state, for example ``["params", "mutable_variables"]``.
+        template: A state, or a mapping, that has these names; leaves as in
+            :func:`restore_state`. Its other parts are not looked at.
+
+    Raises:
+        CheckpointNotFoundError: If the folder is not a committed step.
+        CheckpointError: If a name is unknown, the named parts differ in a path, shape or dtype,
+            or reading fails.
+    """
+    step_folder = require_step(step_folder)
+    leaves: dict[str, Any] = read_meta(step_folder)["leaves"]
+    parts = {name: _as_structs(_part(template, name)) for name in names}
+    saved = {path: leaf for path, leaf in leaves.items() if path.split("/", 1)[0] in parts}
+    _check_leaves(step_folder, saved, flatten_with_paths(parts))
+    # A part without leaves (a model without batch statistics) has no entry on disk to ask for.
+    filled = {name: part for name, part in parts.items() if jax.tree.leaves(part)}
+    restored = _read(step_folder, filled, read_part) if filled else {}
+    return {**parts, **restored}
+
+
+def _part(template: PyTree, name: str) -> PyTree:
+    fields = template if isinstance(template, dict) else vars(template)
+    if name not in fields:
+        raise CheckpointError(
+            f"names: found {name!r}, expected names of the state. {did_you_mean(name, fields)}"
+        )
+    return fields[name]
+
+
+def _as_structs(template: PyTree) -> PyTree:
+    """Returns the template without its arrays, so that none is kept alive; all have a sharding."""
+    lacking = [
+        path for path, leaf in flatten_with_paths(template).items()
+        if not isinstance(getattr(leaf, "sharding", None), jax.sharding.Sharding)
+    ]  # fmt: skip
+    if lacking:
+        raise CheckpointError(
+            "template: found leaves without a sharding, expected jax.ShapeDtypeStruct(shape, "
+            f"dtype, sharding=...). Give these one:\n{listed(lacking)}"
+        )
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), template
+    )
+
+
+def _check_leaves(step_folder: Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
+    problems = compare_leaves(saved, wanted)
+    if problems:
+        raise CheckpointError(
+            f"{step_folder}: found a state that differs from the one to restore in "
+            f"{len(problems)} places, expected none:\n{listed(problems)}\nRestore with the model "
+            "and optimizer config of the checkpoint, or restore only the parts that agree."
+        )
+
+
+def _read(step_folder: Path, template: Any, reader: Callable[[Path, Any], Any]) -> Any:
+    try:
+        with jax.transfer_guard("allow"):  # also called inside the guarded training loop
+            return _own(reader(step_folder, template), template)
+    except Exception as error:  # Orbax raises half a dozen types, a bare Exception among them
+        reason = f"{type(error).__name__}: {error}"
+        raise CheckpointError(
+            f"{step_folder}: the state cannot be read ({reason}). The files are damaged or were "
+            "written for another structure; use another step."
+        ) from error
+
+
+def _own(tree: PyTree, template: PyTree) -> PyTree:
+    """Returns a copy made by XLA: what a reader hands over is only partly donatable."""
+    leaves, treedef = jax.tree.flatten(tree)
+    shardings = [leaf.sharding for leaf in jax.tree.leaves(template)]
+    for group in _groups(leaves, shardings):
+        # jnp.copy, since jit may hand an unchanged input through.
+        copy = jax.jit(_copy, out_shardings=[shardings[i] for i in group])
+        copies = jax.block_until_ready(copy([leaves[i] for i in group]))
+        for i, leaf in zip(group, copies, strict=True):
+            leaves[i].delete()
+            leaves[i] = leaf
+    return jax.tree.unflatten(treedef, leaves)
+
+
+def _copy(leaves: list[jax.Array]) -> list[jax.Array]:
+    return [jnp.copy(leaf) for leaf in leaves]
+
+
+def _groups(leaves: list[jax.Array], shardings: list[Any]) -> Iterable[list[int]]:
+    """Yields indices of leaves on the same devices, about a GiB at a time, to bound the peak."""
+    by_devices: dict[frozenset[Any], list[int]] = {}
+    for i, sharding in enumerate(shardings):
+        by_devices.setdefault(frozenset(sharding.device_set), []).append(i)
+    for indices in by_devices.values():
+        group: list[int] = []
+        size = 0
+        for i in indices:
+            group.append(i)
+            size += num_bytes(leaves[i])
+            if size >= _COPY_BYTES:
+                yield group
+                group, size = [], 0
+        if group:
+            yield group

@@ -1,0 +1,45 @@
+"""What is the next batch? Loaders, their positions, padding, and reading ahead.
+
+Synopsis:
+    loader = ArrayLoader({"inputs": x, "targets": y}, batch_size=32, shuffle=True)
+    source = LoaderSource(loader, "train")
+    source.restore(LoaderPosition.from_json(saved))
+    with Prefetcher(source, prepare, limit=steps_left) as batches:
+        for batch, position in batches: ...
+    saved = source.position.to_json()              # of the batch in use, not of those read ahead
+"""
+
+from xtrainer.data.arrays import ArrayLoader
+from xtrainer.data.batch import (
+    Batch,
+    batch_signature,
+    batch_spec,
+    decode_spec,
+    describe_mismatch,
+    encode_spec,
+    get_input,
+    num_rows,
+)
+from xtrainer.data.loader import LoaderSource, copy_host
+from xtrainer.data.padding import pad_rows, row_mask
+from xtrainer.data.position import LoaderPosition
+from xtrainer.data.prefetch import Prefetcher, prefetch
+
+__all__ = [
+    "ArrayLoader",
+    "Batch",
+    "LoaderPosition",
+    "LoaderSource",
+    "Prefetcher",
+    "batch_signature",
+    "batch_spec",
+    "copy_host",
+    "decode_spec",
+    "describe_mismatch",
+    "encode_spec",
+    "get_input",
+    "num_rows",
+    "pad_rows",
+    "prefetch",
+    "row_mask",
+]

@@ -1,0 +1,143 @@
+"""How are arrays in memory read in batches? Shuffled per pass, from any saved position."""
+
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+
+from xtrainer.data.batch import num_rows
+from xtrainer.errors import LoaderError
+from xtrainer.types import JSON, BatchLike, PyTree
+
+
+class ArrayLoader:
+    """A loader over arrays in memory; every ``iter()`` is the next pass.
+
+    Args:
+        arrays: A pytree of NumPy arrays that share their first axis; batches are of the same tree.
+        batch_size: Rows of a batch; the last one of a pass may have fewer.
+        shuffle: Whether each pass has an order of its own, given by ``seed`` and the pass.
+        seed: Seed of the orders, >= 0.
+        drop_last: Whether a last batch with fewer rows is left out.
+        endless: Whether the next pass follows within the same ``iter()``.
+
+    Raises:
+        BatchError: If the arrays have different first axes.
+        LoaderError: If the sizes are wrong or give no batch.
+
+    Example:
+        >>> loader = ArrayLoader({"inputs": np.arange(5)}, batch_size=2)
+        >>> len(loader), [batch["inputs"].tolist() for batch in loader]
+        (3, [[0, 1], [2, 3], [4]])
+    """
+
+    def __init__(
+        self,
+        arrays: PyTree,
+        batch_size: int,
+        shuffle: bool = False,
+        seed: int = 0,
+        drop_last: bool = False,
+        endless: bool = False,
+    ) -> None:
+        self.arrays: PyTree = jax.tree.map(np.asarray, arrays)
+        self.num_examples: int = num_rows(self.arrays)
+        if batch_size < 1 or seed < 0:
+            raise LoaderError(
+                f"Found batch_size={batch_size}, seed={seed}, expected batch_size >= 1, seed >= 0."
+            )
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.drop_last = drop_last
+        self.endless = endless
+        spare = 0 if drop_last else batch_size - 1
+        self.num_batches: int = (self.num_examples + spare) // batch_size
+        if self.num_batches == 0:
+            raise LoaderError(
+                f"Found {self.num_examples} rows for batch_size={batch_size} and "
+                f"drop_last={drop_last}, expected at least one batch. Give more rows, a smaller "
+                "batch_size or drop_last=False."
+            )
+        self._pass = 0
+        self._batch = 0
+        self._continue = True
+        self._current: _ArrayIterator | None = None
+
+    def __len__(self) -> int:
+        """Returns the number of batches of a pass.
+
+        Raises:
+            TypeError: If the loader is endless.
+        """
+        if self.endless:
+            raise TypeError("An endless ArrayLoader has no length.")
+        return self.num_batches
+
+    def __iter__(self) -> Iterator[BatchLike]:
+        """Returns the batches of the next pass, or the rest of the one given to ``set_state``."""
+        if not self._continue and self._batch > 0:
+            self._pass, self._batch = self._pass + 1, 0
+        self._continue = False
+        self._current = _ArrayIterator(self, self._pass, self._batch)
+        return self._current
+
+    def get_state(self) -> JSON:
+        """Returns the pass, and how many of its batches the newest iterator has given."""
+        return {"pass": self._pass, "batch": self._batch}
+
+    def set_state(self, state: JSON) -> None:
+        """Makes the next ``iter()`` go on where ``get_state`` was called.
+
+        Raises:
+            LoaderError: If the state is not of this loader.
+        """
+        expected = f"{{'pass': >= 0, 'batch': 0 to {self.num_batches}}}"
+        good = isinstance(state, dict) and set(state) == {"pass", "batch"}
+        if good:
+            values = (state["pass"], state["batch"])
+            good = all(type(value) is int and value >= 0 for value in values)
+        if not good or state["batch"] > self.num_batches:
+            raise LoaderError(
+                f"Found the loader state {state!r}, expected {expected}. Use the arrays and the "
+                "batch_size of the run that saved it."
+            )
+        self._pass, self._batch = state["pass"], state["batch"]
+        self._continue = True
+        self._current = None  # an iterator from before must not move the position any more
+
+    def _order(self, pass_index: int) -> np.ndarray | None:
+        if not self.shuffle:
+            return None
+        return np.random.default_rng((self.seed, pass_index)).permutation(self.num_examples)
+
+    def _take(self, order: np.ndarray | None, batch: int) -> BatchLike:
+        rows = slice(batch * self.batch_size, (batch + 1) * self.batch_size)
+        index = rows if order is None else order[rows]
+        return jax.tree.map(lambda leaf: leaf[index], self.arrays)
+
+
+class _ArrayIterator:
+    """The batches of one pass, of all that follow where the loader is endless."""
+
+    def __init__(self, loader: ArrayLoader, pass_index: int, batch: int) -> None:
+        self._loader = loader
+        self._pass = pass_index
+        self._batch = batch
+        self._order = loader._order(pass_index)
+
+    def __iter__(self) -> "_ArrayIterator":
+        return self
+
+    def __next__(self) -> BatchLike:
+        loader = self._loader
+        if self._batch == loader.num_batches:
+            if not loader.endless:
+                raise StopIteration
+            self._pass, self._batch = self._pass + 1, 0
+            self._order = loader._order(self._pass)
+        batch = loader._take(self._order, self._batch)
+        self._batch += 1
+        if loader._current is self:
+            loader._pass, loader._batch = self._pass, self._batch
+        return batch

@@ -1,0 +1,384 @@
+"""How is a user's loader read, so that no batch is lost and its position is always known?"""
+
+import json
+import logging
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from xtrainer.data.batch import num_rows
+from xtrainer.data.position import LoaderPosition
+from xtrainer.errors import LoaderError
+from xtrainer.types import JSON, BatchLike, StatefulLoader
+
+_LOG = logging.getLogger(__name__)
+_BYTES = "bytes_as_utf8"
+
+
+def copy_host(batch: BatchLike) -> BatchLike:
+    """Returns the batch with its NumPy arrays copied; arrays on a device are immutable and stay.
+
+    A loader may fill the same buffer again, while ``jax.device_put`` on a CPU may share it.
+
+    Example:
+        >>> buffer = np.zeros(1)
+        >>> kept = copy_host({"inputs": buffer})
+        >>> buffer += 1
+        >>> kept["inputs"].tolist()
+        [0.0]
+    """
+    return jax.tree.map(_copy_leaf, batch)
+
+
+class LoaderSource:
+    """A user's loader, owned for the whole life of a trainer.
+
+    ``pull`` reads ahead and ``commit`` says what was used; ``next_host`` does both. What was read
+    and not used is given back by ``push_back`` and is handed out first.
+
+    Args:
+        loader: Any iterable of batches. An iterator is read once, whatever the number of passes.
+            ``get_state`` and ``set_state`` are used where the iterator, or else the loader, has
+            them; after ``set_state`` of a loader, its next ``iter()`` goes on from there.
+        name: What the loader is called in messages, such as ``"train"``.
+
+    Raises:
+        LoaderError: If the loader cannot be iterated.
+
+    Example:
+        >>> source = LoaderSource([np.zeros(2), np.ones(2)], "train")
+        >>> batch, position = source.next_host()
+        >>> position
+        LoaderPosition(pass_index=0, batches=1, state=None)
+    """
+
+    def __init__(self, loader: Iterable[BatchLike], name: str) -> None:
+        if not isinstance(loader, Iterable) and not hasattr(loader, "__getitem__"):
+            raise LoaderError(
+                f"Found a {type(loader).__name__} as the {name!r} loader, expected an iterable of "
+                "batches. Give it __iter__, or pass a list or a generator."
+            )
+        self.loader: Any = loader
+        self.name = name
+        self._iterator: Iterator[BatchLike] | None = None
+        self._owner: StatefulLoader | None = None
+        self._position = LoaderPosition()
+        self._produced = LoaderPosition()
+        self._first_state: JSON = None
+        self._ahead: deque[tuple[BatchLike, LoaderPosition]] = deque()
+        self._to_skip = 0
+        self._restored = False  # set_state was called and nothing was read since
+        self._ended = False
+        self._error: Exception | None = None
+        self._reader: object | None = None
+
+    @property
+    def is_one_shot(self) -> bool:
+        """Whether the loader is an iterator, which cannot be started again."""
+        return isinstance(self.loader, Iterator)
+
+    @property
+    def length(self) -> int | None:
+        """The number of batches of a pass, None where the loader does not know it."""
+        try:
+            return len(self.loader)
+        except Exception:  # a user's __len__ may raise anything; no length is no error
+            return None
+
+    @property
+    def position(self) -> LoaderPosition:
+        """The place behind the last batch that was used."""
+        return self._position
+
+    def peek(self) -> BatchLike:
+        """Returns the next batch without using it up.
+
+        Raises:
+            StopIteration: At the end of the pass.
+        """
+        batch, position = self.pull()
+        self.push_back([(batch, position)])
+        return batch
+
+    def next_host(self) -> tuple[BatchLike, LoaderPosition]:
+        """Returns the next batch, which counts as used, and the position behind it.
+
+        Raises:
+            StopIteration: At the end of the pass.
+        """
+        batch, position = self.pull()
+        self.commit(position)
+        return batch, position
+
+    def pull(self, reader: object | None = None) -> tuple[BatchLike, LoaderPosition]:
+        """Reads the next batch ahead; ``commit`` its position when it is used.
+
+        Host arrays are copied before the loader is asked for more. An error of the loader is
+        raised again by every later call, until ``new_pass`` or ``restore``: what an iterator
+        gives after an error is not its next batch.
+
+        Raises:
+            StopIteration: At the end of the pass.
+            BatchError: If the leaves of the batch have different leading axes.
+            LoaderError: If another reader has the loader, or its state is not JSON.
+        """
+        self._check_reader(reader)
+        try:
+            self._fast_forward()
+            if self._ahead:
+                return self._ahead.popleft()
+            batch = copy_host(self._next_raw())
+            num_rows(batch)
+            made = self._produced
+            made = LoaderPosition(made.pass_index, made.batches + 1, self._read_state())
+        except StopIteration:
+            raise
+        except Exception as error:
+            if error is not self._error:
+                error.add_note(self.note(self._produced.batches + 1))
+                self._error = error
+            raise
+        self._produced = made
+        return batch, made
+
+    def note(self, batch: int) -> str:
+        """Returns what is added to an error that came up with a batch, counted from 1."""
+        return f"while reading batch {batch} of the {self.name!r} loader"
+
+    def commit(self, position: LoaderPosition) -> None:
+        """Records that the batch in front of ``position`` is in use."""
+        self._position = position
+
+    def push_back(self, entries: Sequence[tuple[BatchLike, LoaderPosition]]) -> None:
+        """Takes back what was pulled and not used, in the order in which it was pulled."""
+        self._ahead.extendleft(reversed(entries))
+
+    def claim(self, reader: object) -> None:
+        """Makes ``reader`` the only one that may pull.
+
+        Raises:
+            LoaderError: If another reader has the loader.
+        """
+        self._check_reader(reader)
+        self._reader = reader
+
+    def release(self, reader: object) -> None:
+        """Lets others pull again."""
+        if self._reader is reader:
+            self._reader = None
+
+    def new_pass(self) -> None:
+        """Starts the next pass: ``iter(loader)``; batches read ahead of the old one are dropped.
+
+        A pass of which nothing was used is not left. An iterator goes on where it is and drops
+        nothing, since it cannot be started again.
+
+        Raises:
+            LoaderError: If a reader has the loader.
+        """
+        self._check_reader(None)
+        if self.is_one_shot:
+            if self._ended and not self._ahead:
+                # Iterators whose iter() starts them again do so here; others stay at their end.
+                self._open(self._produced.pass_index + 1)
+            return
+        fresh = self._position.batches == 0 and not (self._ended and not self._ahead)
+        if fresh and self._iterator is not None and self._error is None:
+            return
+        if self._restored and self._owner is self.loader and self._iterator is not None:
+            # The loader goes on with the pass it was put into: enter that one in order to leave it.
+            next(self._iterator, None)
+        self._ahead.clear()
+        self._to_skip = 0
+        self._open(self._position.pass_index + (0 if fresh else 1))
+        self._position = self._produced
+
+    def restore(self, position: LoaderPosition) -> None:
+        """Puts the loader behind the batch that was used last when ``position`` was taken.
+
+        With ``set_state`` where both the position and the loader have a state. Else by count: the
+        batches before it are read again and dropped at the next ``pull``, with a warning that
+        says how many and how long it took; ``new_pass`` before that costs nothing.
+
+        Raises:
+            LoaderError: If an iterator without ``set_state`` is already further.
+        """
+        self._check_reader(None)
+        state = position.state
+        if state is None and position.pass_index == position.batches == 0:
+            state = self._first_state
+        if position == self._position and self._error is None:
+            return
+        if state is not None and self._restore_state(position, state):
+            return
+        if self.is_one_shot and position.pass_index == self._produced.pass_index:
+            if position.batches < self._position.batches:
+                raise LoaderError(
+                    f"The {self.name!r} loader is an iterator behind batch "
+                    f"{self._position.batches}; found batch {position.batches} as the position to "
+                    "go back to. Pass a loader that can be iterated again, or one with "
+                    "get_state() and set_state()."
+                )
+            self._to_skip += position.batches - self._position.batches
+        else:
+            self._ahead.clear()
+            self._iterator = self._error = None
+            self._ended = self._restored = False
+            self._produced = LoaderPosition(position.pass_index)
+            self._to_skip = position.batches
+        self._position = position
+
+    def _restore_state(self, position: LoaderPosition, state: JSON) -> bool:
+        """Puts the loader into its own state; False where it has no ``set_state``."""
+        loader = self.loader
+        if self.is_one_shot and not isinstance(loader, StatefulLoader):
+            return False
+        self._open(position.pass_index)
+        if self._owner is None:
+            return False
+        try:
+            self._owner.set_state(_unpack(state))
+            if self._iterator is not self._owner:  # a loader with a state: iter() goes on from it
+                self._iterator = iter(self.loader)
+        except Exception as error:
+            error.add_note(f"while restoring the position of the {self.name!r} loader")
+            self._error = error  # it stands nowhere now; reading on would be silent
+            raise
+        self._ahead.clear()
+        self._to_skip = 0
+        self._restored = True
+        self._position = self._produced = position
+        return True
+
+    def _open(self, pass_index: int) -> None:
+        iterator = iter(self.loader)
+        self._iterator = iterator
+        candidates = (each for each in (iterator, self.loader) if isinstance(each, StatefulLoader))
+        self._owner = next(candidates, None)
+        self._ended = self._restored = False
+        self._error = None
+        state = self._read_state()
+        if self._first_state is None and pass_index == 0:
+            self._first_state = state
+        self._produced = LoaderPosition(pass_index, 0, state)
+
+    def _next_raw(self) -> BatchLike:
+        """Returns the loader's next batch as it is."""
+        if self._error is not None:
+            raise self._error
+        if self._iterator is None:
+            self._open(self._position.pass_index)
+            if self._position.batches == 0:
+                self._position = self._produced
+        if self._ended or self._iterator is None:
+            raise StopIteration
+        restored, self._restored = self._restored, False
+        try:
+            return next(self._iterator)
+        except StopIteration:
+            if restored and self._produced.batches == 0 and self._owner is self.loader:
+                # The state was taken between two passes and still names the end of the old one.
+                self._iterator = iter(self.loader)
+                return self._next_raw()
+            self._ended = True
+            raise
+
+    def _fast_forward(self) -> None:
+        """Reads and drops the batches that a restored position lies behind."""
+        if not self._to_skip:
+            return
+        count = self._to_skip
+        order = ""
+        if self._position.pass_index > 0 and not self.is_one_shot:
+            order = f", taking a new iter() for pass {self._position.pass_index + 1}"
+        _LOG.warning(
+            "No saved state for the %r loader (it needs get_state() and set_state()): reading and "
+            "dropping %d batches to get back to its position%s.", self.name, count, order,
+        )  # fmt: skip
+        start = time.perf_counter()
+        while self._to_skip:
+            try:
+                self._drop_one()
+            except StopIteration:
+                done = count - self._to_skip
+                raise LoaderError(
+                    f"The {self.name!r} loader ended after {done} of the {count} batches before "
+                    "its saved position. Use the data and the batch size of the run that saved it."
+                ) from None
+        seconds = time.perf_counter() - start
+        _LOG.warning("Dropped %d batches of the %r loader in %.2f s.", count, self.name, seconds)
+
+    def _drop_one(self) -> None:
+        if self._ahead:
+            self._ahead.popleft()
+        else:
+            self._next_raw()
+            made = self._produced
+            self._produced = LoaderPosition(made.pass_index, made.batches + 1)
+        self._to_skip -= 1
+
+    def _read_state(self) -> JSON:
+        """Returns a snapshot of the state of the loader, None where it has none.
+
+        Raises:
+            LoaderError: If the state is not JSON.
+        """
+        if self._owner is None:
+            return None
+        try:
+            state = self._owner.get_state()
+        except NotImplementedError:  # the methods exist for the sake of an interface
+            self._owner = None
+            return None
+        try:
+            return _pack(state)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise LoaderError(
+                f"get_state() of the {self.name!r} loader gave a {type(state).__name__} that is "
+                f"not JSON ({error}), expected dicts, lists, str, int, float, bool and None. "
+                "Convert arrays with tolist() and NumPy numbers with int()."
+            ) from error
+
+    def _check_reader(self, reader: object | None) -> None:
+        if self._reader is not None and self._reader is not reader:
+            raise LoaderError(
+                f"The {self.name!r} loader is being read by {self._reader}, expected one reader at "
+                "a time. Close that one first; a loader that hangs cannot be closed."
+            )
+
+
+def _copy_leaf(leaf: Any) -> Any:
+    if isinstance(leaf, jax.Array | np.generic) or not hasattr(leaf, "__array__"):
+        return leaf
+    return np.array(np.asarray(leaf))  # in two steps: some __array__ give their own buffer
+
+
+def _pack(state: Any) -> JSON:
+    """Returns the state by way of JSON: a check, and a copy that the loader cannot change."""
+    if isinstance(state, bytes):  # Grain's DataLoader gives JSON as bytes
+        state = {_BYTES: state.decode("utf-8")}
+    text = json.dumps(state, allow_nan=False)
+    _check_keys(state)
+    return json.loads(text)
+
+
+def _check_keys(state: Any) -> None:
+    # json.dumps writes the key 1 as "1" without a word.
+    if isinstance(state, dict):
+        for key, value in state.items():
+            if not isinstance(key, str):
+                raise TypeError(f"the key {key!r} is not a str")
+            _check_keys(value)
+    elif isinstance(state, list | tuple):
+        for value in state:
+            _check_keys(value)
+
+
+def _unpack(state: JSON) -> Any:
+    if isinstance(state, dict) and set(state) == {_BYTES}:
+        return state[_BYTES].encode("utf-8")
+    return json.loads(json.dumps(state))  # the loader may keep it and change it

@@ -1,0 +1,241 @@
+"""How do several processes become one run? ``jax.distributed``, started once and early."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from xtrainer.errors import ConfigError
+from xtrainer.launch.cluster import ClusterInfo, detect_cluster
+
+_LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchInfo:
+    """Where this process stands in the run.
+
+    Attributes:
+        process_index: The number of this process, from 0.
+        process_count: How many processes the run has.
+        source: ``"single"``, ``"arguments"``, ``"slurm"``, ``"ompi"``, ``"environment"``, or
+            ``"running"`` where JAX's distributed runtime was up already.
+    """
+
+    process_index: int = 0
+    process_count: int = 1
+    source: str = "single"
+
+    @property
+    def is_main(self) -> bool:
+        """Says whether this process writes logs and speaks for the run."""
+        return self.process_index == 0
+
+
+def initialize(
+    coordinator_address: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    platform: str | None = None,
+    device_ids: Sequence[int] | None = None,
+    timeout_s: int = 300,
+) -> LaunchInfo:
+    """Joins the processes of a run; call it before anything touches a device.
+
+    Without arguments the launcher is found in the environment (SLURM and Open MPI with more than
+    one process, or ``JAX_COORDINATOR_ADDRESS``); where there is none, this process is the whole
+    run and nothing is started. A second call gives what is running and starts nothing.
+
+    Args:
+        coordinator_address: ``host:port`` of process 0. A loopback host is bound on loopback only.
+        num_processes: How many processes the run has.
+        process_id: The number of this one, from 0.
+        platform: ``"cpu"``, ``"cuda"``, ``"rocm"``, ``"tpu"`` (``"gpu"`` is ``"cuda"``).
+        device_ids: Which of this machine's GPUs the process may use; needs a GPU ``platform``.
+        timeout_s: How long to wait for the other processes.
+
+    Raises:
+        ConfigError: For arguments that do not fit together, a platform that cannot be chosen any
+            more, or processes to be joined after JAX has started its devices.
+
+    Example:
+        >>> initialize().process_count
+        1
+    """
+    problems = _argument_problems(coordinator_address, num_processes, process_id)
+    problems += _device_problems(platform, device_ids)
+    if problems:
+        raise ConfigError(problems)
+    if jax.distributed.is_initialized():
+        return _running(num_processes, process_id)
+    request, source = _find_request(coordinator_address, num_processes, process_id)
+    if request is not None and _backend_is_up():
+        raise ConfigError(
+            f"JAX has started its devices already, and now {source} asks it to join "
+            f"{request.get('num_processes', 'several')} processes. Call xtrainer's initialize() "
+            "first in the program: before jax.devices(), any array and any TrainerModule."
+        )
+    _choose_devices(platform, device_ids)
+    if request is None:
+        return LaunchInfo()
+    return _start(request, source, device_ids, timeout_s)
+
+
+def is_main_process() -> bool:
+    """Says whether this is process 0; starts JAX's devices where they are not."""
+    return process_index() == 0
+
+
+def process_index() -> int:
+    """Returns the number of this process, from 0; starts JAX's devices where they are not."""
+    return jax.process_index()
+
+
+def process_count() -> int:
+    """Returns the number of processes; starts JAX's devices where they are not."""
+    return jax.process_count()
+
+
+def _argument_problems(address: str | None, count: int | None, index: int | None) -> list[str]:
+    given = {"coordinator_address": address, "num_processes": count, "process_id": index}
+    missing = [name for name, value in given.items() if value is None]
+    if len(missing) == 3:
+        return []
+    if missing:
+        found = ", ".join(f"{name}={value!r}" for name, value in given.items() if value is not None)
+        return [f"Found {found} without {' and '.join(missing)}. Give all three, or none of them."]
+    problems = []
+    host, _, port = str(address).rpartition(":")
+    if not host or not port.isdecimal():
+        problems.append(
+            f"coordinator_address: found {address!r}, expected 'host:port', "
+            "for example '10.0.0.1:1234'."
+        )
+    if not isinstance(count, int) or count < 1:
+        problems.append(f"num_processes: found {count!r}, expected a whole number >= 1.")
+    elif not isinstance(index, int) or not 0 <= index < count:
+        problems.append(f"process_id: found {index!r}, expected a number from 0 to {count - 1}.")
+    return problems
+
+
+def _device_problems(platform: str | None, device_ids: Sequence[int] | None) -> list[str]:
+    if platform is not None and _backend_is_up() and jax.default_backend() != _kind(platform):
+        return [
+            f"platform: found {platform!r}, but JAX has started {jax.default_backend()!r} already. "
+            "Call initialize() before anything touches a device."
+        ]
+    if device_ids is None:
+        return []
+    if platform == "tpu":
+        return [
+            "device_ids: JAX chooses TPU chips by the environment only. "
+            "Set TPU_VISIBLE_CHIPS before the program starts."
+        ]
+    if platform is None or _kind(platform) != "gpu":
+        return [
+            f"device_ids: found {list(device_ids)} with platform={platform!r}; only GPUs are "
+            "chosen by number. Give platform='cuda' (or 'rocm'), or leave device_ids out."
+        ]
+    if not device_ids or not all(isinstance(i, int) and i >= 0 for i in device_ids):
+        return [f"device_ids: found {list(device_ids)}, expected one or more numbers >= 0."]
+    if _backend_is_up():
+        return ["device_ids: JAX has started its devices already. Call initialize() before that."]
+    return []
+
+
+def _kind(platform: str) -> str:
+    return "gpu" if platform in ("gpu", "cuda", "rocm") else platform
+
+
+def _backend_is_up() -> bool:
+    # JAX has no public way to ask this without starting the devices.
+    from jax._src import xla_bridge
+
+    return xla_bridge.backends_are_initialized()
+
+
+def _running(num_processes: int | None, process_id: int | None) -> LaunchInfo:
+    info = LaunchInfo(
+        process_index=jax.process_index(), process_count=jax.process_count(), source="running"
+    )
+    asked = (num_processes, process_id)
+    if asked != (None, None) and asked != (info.process_count, info.process_index):
+        raise ConfigError(
+            f"initialize() asks for process {process_id} of {num_processes}, but this is already "
+            f"process {info.process_index} of {info.process_count}. Call it once, or with the same "
+            "arguments."
+        )
+    return info
+
+
+def _find_request(
+    address: str | None, count: int | None, index: int | None
+) -> tuple[dict[str, Any] | None, str]:
+    """Returns what to ask of ``jax.distributed.initialize``, None for one process, and who asks."""
+    if address is not None:
+        if count == 1:
+            return None, "single"
+        explicit = {
+            "coordinator_address": address,
+            "num_processes": count,
+            "process_id": index,
+            "cluster_detection_method": "deactivate",
+        }
+        return explicit, "arguments"
+    cluster = detect_cluster(os.environ)
+    if cluster is None or cluster.num_processes == 1:
+        return None, "single"
+    return _cluster_request(cluster), cluster.kind
+
+
+def _cluster_request(cluster: ClusterInfo) -> dict[str, Any]:
+    request: dict[str, Any] = {
+        "coordinator_address": cluster.coordinator_address,
+        "num_processes": cluster.num_processes,
+        "process_id": cluster.process_id,
+    }
+    if cluster.kind == "ompi" and not (cluster.coordinator_address or cluster.knows_address):
+        raise ConfigError(
+            f"Open MPI started {cluster.num_processes} processes but gives no address to meet at "
+            "(versions from 5 on do not). Set JAX_COORDINATOR_ADDRESS to host:port of rank 0, the "
+            "same for every rank."
+        )
+    if cluster.local_process_id is not None and not cluster.knows_address:
+        request["local_device_ids"] = [cluster.local_process_id]  # one GPU a rank, as JAX does
+    return {name: value for name, value in request.items() if value is not None}
+
+
+def _choose_devices(platform: str | None, device_ids: Sequence[int] | None) -> None:
+    if platform is not None and not _backend_is_up():
+        name = "cuda" if platform == "gpu" else platform
+        # The CPU stays reachable beside an accelerator: host arrays live there.
+        jax.config.update("jax_platforms", name if name == "cpu" else f"{name},cpu")
+    if device_ids is not None:
+        vendor = "rocm" if platform == "rocm" else "cuda"
+        jax.config.update(f"jax_{vendor}_visible_devices", ",".join(map(str, device_ids)))
+
+
+def _start(
+    request: dict[str, Any], source: str, device_ids: Sequence[int] | None, timeout_s: int
+) -> LaunchInfo:
+    address = request.get("coordinator_address")
+    if address is not None and address.rpartition(":")[0] in _LOOPBACK:
+        # JAX would listen on every network interface of the machine.
+        request["coordinator_bind_address"] = address
+    if device_ids is not None:
+        request["local_device_ids"] = list(device_ids)
+    try:
+        jax.distributed.initialize(**request, initialization_timeout=timeout_s)
+    except ValueError as error:
+        raise ConfigError(
+            f"JAX could not join the processes found in {source} ({error}). Pass "
+            "coordinator_address, num_processes and process_id to initialize(), or set "
+            "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID."
+        ) from error
+    return LaunchInfo(
+        process_index=request["process_id"] if "process_id" in request else process_index(),
+        process_count=request.get("num_processes") or process_count(),
+        source=source,
+    )

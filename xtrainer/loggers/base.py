@@ -1,0 +1,188 @@
+"""What is asked of a logger: the tool, its config, the one that does nothing and the composite."""
+
+import numbers
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from xtrainer.config import Config
+from xtrainer.errors import ConfigError, MetricError
+from xtrainer.types import JSON, HostMetrics
+
+
+class LoggerTool:
+    """One place that is told about a run; override what you need, the rest does nothing.
+
+    A tool begins closed. ``open`` comes before the first row; after ``finalize`` a tool may be
+    opened again, and goes on where it stopped.
+    """
+
+    def open(self) -> None:
+        """Opens files and connections; does nothing where they are open."""
+
+    def log_config(self, config: Mapping[str, JSON]) -> None:
+        """Keeps the configuration of the run."""
+
+    def log_metrics(self, metrics: HostMetrics, step: int, mode: str, epoch: int) -> None:
+        """Keeps one row of metrics.
+
+        Args:
+            metrics: Floats by name, without the set.
+            step: Training steps done, from 1.
+            mode: The set: ``"train"``, ``"train_epoch"``, ``"val"``, ``"test"``.
+            epoch: Number of the epoch, from 1.
+        """
+
+    def log_text(self, key: str, text: str, step: int) -> None:
+        """Keeps a text, such as the table of parameters."""
+
+    def flush(self) -> None:
+        """Makes what was logged visible to other programs."""
+
+    def finalize(self, status: str) -> None:
+        """Closes everything; ``status`` is ``"completed"``, ``"stopped"`` or ``"failed"``."""
+
+
+class NullLogger(LoggerTool):
+    """The logger of a run without logs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggerToolConfig(Config):
+    """Base of the configs of logging tools."""
+
+    def create(self, folder: Path | None) -> LoggerTool:
+        """Returns the tool, not yet opened: nothing is written here.
+
+        Args:
+            folder: The run folder; None where the run writes nothing.
+
+        Raises:
+            ConfigError: If the tool cannot work as configured.
+        """
+        raise ConfigError(_no_tool(type(self)))
+
+    def problems(self) -> list[str]:
+        """Returns a sentence where the class makes no tool."""
+        makes_none = type(self).create is LoggerToolConfig.create
+        return [f"class_name: {_no_tool(type(self))}"] if makes_none else []
+
+
+def _no_tool(config_class: type) -> str:
+    return (
+        f"found {config_class.__name__}, which has no create(); expected the config of a tool, "
+        "for example FileLoggerConfig."
+    )
+
+
+class MultiLogger(LoggerTool):
+    """Passes everything on to several tools, which it opens with the first row.
+
+    An error of a tool is raised at once, except in ``finalize``: there every tool is closed first.
+
+    Args:
+        tools: Told in this order.
+    """
+
+    def __init__(self, tools: Sequence[LoggerTool]) -> None:
+        self.tools = tuple(tools)
+        self._is_open = False
+
+    def open(self) -> None:
+        """Opens all tools; if one fails, those before it are closed again."""
+        if self._is_open:
+            return
+        self._is_open = True
+        try:
+            for tool in self.tools:
+                tool.open()
+        except BaseException:
+            self.finalize("failed")
+            raise
+
+    def log_config(self, config: Mapping[str, JSON]) -> None:
+        """Gives the config to every tool."""
+        self.open()
+        for tool in self.tools:
+            tool.log_config(config)
+
+    def log_metrics(self, metrics: HostMetrics, step: int, mode: str, epoch: int) -> None:
+        """Gives a row to every tool.
+
+        Raises:
+            MetricError: If a value is no number; then no tool has been given the row.
+        """
+        row = host_floats(metrics)
+        self.open()
+        for tool in self.tools:
+            tool.log_metrics(row, step, mode, epoch)
+
+    def log_text(self, key: str, text: str, step: int) -> None:
+        """Gives a text to every tool."""
+        self.open()
+        for tool in self.tools:
+            tool.log_text(key, text, step)
+
+    def flush(self) -> None:
+        """Flushes every tool that is open."""
+        for tool in self.tools if self._is_open else ():
+            tool.flush()
+
+    def finalize(self, status: str) -> None:
+        """Closes every tool, also where one fails, and then raises the first error."""
+        if not self._is_open:
+            return
+        self._is_open = False
+        finish_all([lambda tool=tool: tool.finalize(status) for tool in self.tools])
+
+
+def finish_all(actions: Sequence[Callable[[], None]]) -> None:
+    """Runs every action; then raises the first error, which names the others in its notes."""
+    errors: list[BaseException] = []
+    for action in actions:
+        try:
+            action()
+        except BaseException as error:
+            errors.append(error)
+    if errors:
+        for other in errors[1:]:
+            errors[0].add_note(f"Afterwards: {type(other).__name__}: {other}")
+        raise errors[0]
+
+
+def host_floats(metrics: Mapping[str, Any]) -> HostMetrics:
+    """Returns a row with every value as a Python float.
+
+    Raises:
+        MetricError: Naming the first key whose value is not one real number.
+
+    Example:
+        >>> host_floats({"loss": 1})
+        {'loss': 1.0}
+    """
+    row: HostMetrics = {}
+    for key, value in metrics.items():
+        if not isinstance(key, str):
+            raise MetricError(f"Found the metric name {key!r}, expected a text. Rename it.")
+        if not isinstance(value, numbers.Real) and not _is_scalar_array(value):
+            raise _metric_error(key, value)
+        row[key] = float(value)
+    return row
+
+
+def _is_scalar_array(value: Any) -> bool:
+    dtype = getattr(value, "dtype", None)
+    if getattr(value, "shape", None) != () or dtype is None:
+        return False
+    # bfloat16 and its like have the kind "V" in NumPy, which float() can take none the less.
+    return dtype.kind in "biuf" or (dtype.kind == "V" and hasattr(value, "__float__"))
+
+
+def _metric_error(key: str, value: Any) -> MetricError:
+    shape = getattr(value, "shape", None)
+    found = f"an array of shape {tuple(shape)}" if shape else f"{value!r:.80}"
+    return MetricError(
+        f"The metric {key!r} is {found} ({type(value).__name__}), expected one number. "
+        "Reduce it before logging, or leave it out."
+    )

@@ -1,0 +1,147 @@
+"""Which tools does a run have, and where do they write? Checked before anything is written."""
+
+import os
+import re
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from xtrainer.config import Config
+from xtrainer.errors import ConfigError
+from xtrainer.loggers.base import LoggerTool, LoggerToolConfig, MultiLogger, NullLogger
+from xtrainer.loggers.console import CommandLog, ConsoleLogger
+from xtrainer.loggers.file import FileLoggerConfig
+from xtrainer.loggers.tensorboard import TensorBoardLoggerConfig
+
+_NAME = re.compile(r"(?!\.)[A-Za-z0-9_.-]{1,64}")
+_NAME_RULE = "1 to 64 of the characters A-Z a-z 0-9 _ . - without a leading dot"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggerConfig(Config):
+    """Where metrics go, and how often."""
+
+    log_every_n_steps: int = 50
+    """Training steps per logged row."""
+
+    log_path: str | None = None
+    """The run folder, ``~`` allowed; None: nothing is written."""
+
+    run_name: str | None = None
+    """A folder inside ``log_path`` that becomes the run folder."""
+
+    log_tools: list[LoggerToolConfig] = field(
+        default_factory=lambda: [FileLoggerConfig(), TensorBoardLoggerConfig()]
+    )
+    """Who is told beside the console, in this order."""
+
+    cmd_logging_name: str = "output"
+    """Each process's messages go to ``<run folder>/<this>_<process>.log``."""
+
+    def problems(self) -> list[str]:
+        """Returns a sentence for each value that cannot work."""
+        problems = []
+        if self.log_every_n_steps < 1:
+            problems.append(
+                f"log_every_n_steps: found {self.log_every_n_steps}, "
+                "expected a number of steps >= 1."
+            )
+        if self.log_path is not None and not self.log_path.strip():
+            problems.append(
+                f"log_path: found {self.log_path!r}, expected a folder. "
+                "Give one, or None to write nothing."
+            )
+        for name in ("run_name", "cmd_logging_name"):
+            value = getattr(self, name)
+            if value is not None and not _NAME.fullmatch(value):
+                problems.append(f"{name}: found {value!r}, expected {_NAME_RULE}.")
+        if self.run_name is not None and self.log_path is None:
+            problems.append(
+                f"run_name: found {self.run_name!r} without a log_path. Set log_path, the folder "
+                "that the run's folder is made in."
+            )
+        return problems
+
+
+def run_folder(config: LoggerConfig | None) -> Path | None:
+    """Returns the absolute path of the run folder, None where nothing is written.
+
+    Example:
+        >>> run_folder(LoggerConfig(log_path="/tmp/runs", run_name="a")).name
+        'a'
+    """
+    if config is None or config.log_path is None:
+        return None
+    path = Path(config.log_path).expanduser()
+    return (path if config.run_name is None else path / config.run_name).resolve()
+
+
+def prepare_run_folder(path: Path) -> None:
+    """Makes sure that a run folder can be written, by writing there; leaves the disk as it was.
+
+    Raises:
+        ConfigError: If the path or one above it is a file, or nothing can be written there.
+    """
+    path = path.expanduser().absolute()
+    above = [path, *path.parents]
+    existing = next(folder for folder in above if os.path.lexists(folder))
+    if not existing.is_dir():
+        what = "a file" if existing.is_file() else "no folder"
+        raise ConfigError(
+            f"log_path: found {str(existing)!r}, which is {what}; expected a folder to write the "
+            "run to, or a path where one can be made. Choose another log_path or move the file."
+        )
+    made: list[Path] = []
+    try:
+        for folder in reversed(above[: above.index(existing)]):
+            folder.mkdir()
+            made.append(folder)
+        with tempfile.NamedTemporaryFile(dir=path, prefix=".probe-") as file:
+            file.write(b"xtrainer")
+            file.flush()
+    except OSError as error:
+        raise ConfigError(
+            f"log_path: found {str(path)!r}, where nothing can be written "
+            f"({error.strerror or error}); expected a folder that this user may write to. "
+            "Choose another log_path, or None to write nothing."
+        ) from error
+    finally:
+        for folder in reversed(made):
+            _remove_if_empty(folder)
+
+
+def build_loggers(config: LoggerConfig | None, *, is_main: bool, process_index: int) -> LoggerTool:
+    """Returns the loggers of this process: all of them on the main one, its messages elsewhere.
+
+    The run folder is tried out first, and nothing is left there: files are made with the first
+    row, or by ``open()``.
+
+    Raises:
+        ConfigError: For a bad config or a run folder that cannot be written.
+        MissingDependencyError: If a tool needs a package that is not installed.
+
+    Example:
+        >>> build_loggers(None, is_main=True, process_index=0).log_text("note", "to nobody", 1)
+    """
+    if config is None:
+        return NullLogger()
+    problems = config.problems()
+    if problems:
+        raise ConfigError(problems)
+    folder = run_folder(config)
+    if folder is not None:
+        prepare_run_folder(folder)
+    tools: list[LoggerTool] = []
+    if folder is not None:
+        tools.append(CommandLog(folder, config.cmd_logging_name, process_index))
+    if is_main:
+        tools.append(ConsoleLogger())
+        tools += [tool.create(folder) for tool in config.log_tools]
+    return MultiLogger(tools)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    try:
+        folder.rmdir()
+    except OSError:  # another process has begun to use it
+        pass

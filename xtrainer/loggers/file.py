@@ -1,0 +1,250 @@
+"""Metrics in files of the run folder: JSON lines that survive a kill, and a CSV view of them."""
+
+import csv
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+from xtrainer.errors import MetricError
+from xtrainer.loggers.base import LoggerTool, LoggerToolConfig, NullLogger, finish_all, host_floats
+from xtrainer.types import JSON, HostMetrics
+
+METRICS_FILE = "metrics.jsonl"
+CONFIG_FILE = "config.json"
+
+_SET_NAME = re.compile(r"(?!\.)[A-Za-z0-9_.-]{1,64}")
+_FIXED_COLUMNS = ("step", "epoch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileLoggerConfig(LoggerToolConfig):
+    """Files in the run folder: ``metrics.jsonl``, ``metrics_<set>.csv`` and ``config.json``."""
+
+    csv: bool = True
+    """Whether to write the CSV files beside the JSON lines."""
+
+    def create(self, folder: Path | None) -> LoggerTool:
+        """Returns the tool; one that does nothing where there is no run folder."""
+        return NullLogger() if folder is None else FileLogger(folder, with_csv=self.csv)
+
+
+class FileLogger(LoggerTool):
+    """Writes every row when it is logged; a killed run keeps all of its rows.
+
+    Args:
+        folder: Where to write; an earlier run's files there are continued.
+        with_csv: Whether to write one CSV file per set as well.
+    """
+
+    def __init__(self, folder: Path, with_csv: bool = True) -> None:
+        self.folder = folder
+        self.with_csv = with_csv
+        self._rows: IO[str] | None = None
+        self._tables: dict[str, CsvTable] = {}
+
+    def open(self) -> None:
+        """Opens ``metrics.jsonl`` for appending; a row torn by a kill is taken off its end."""
+        self._open_rows()
+
+    def log_config(self, config: Mapping[str, JSON]) -> None:
+        """Writes ``config.json``, whole or not at all."""
+        text = json.dumps(config, indent=2, allow_nan=False)
+        _replace(self.folder / CONFIG_FILE, text + "\n")
+
+    def log_metrics(self, metrics: HostMetrics, step: int, mode: str, epoch: int) -> None:
+        """Appends one row to ``metrics.jsonl`` and to the table of its set.
+
+        Raises:
+            MetricError: If a value is no number or the set cannot name a file.
+        """
+        row = host_floats(metrics)
+        if not _SET_NAME.fullmatch(mode):
+            raise MetricError(
+                f"Found the set name {mode!r}, expected 1 to 64 of the characters "
+                "A-Z a-z 0-9 _ . - without a leading dot. Rename it."
+            )
+        rows = self._open_rows()
+        rows.write(_encode_row(row, step, mode, epoch))
+        rows.flush()
+        if self.with_csv:
+            if mode not in self._tables:
+                self._tables[mode] = CsvTable(self.folder / f"metrics_{mode}.csv")
+            self._tables[mode].append(step, epoch, row)
+
+    def flush(self) -> None:
+        """Does nothing more: every row is flushed when it is written."""
+
+    def finalize(self, status: str) -> None:
+        """Closes the files; the next row opens them again."""
+        closing = [table.close for table in self._tables.values()]
+        if self._rows is not None:
+            closing.append(self._rows.close)
+        self._rows, self._tables = None, {}
+        finish_all(closing)
+
+    def _open_rows(self) -> IO[str]:
+        if self._rows is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            path = self.folder / METRICS_FILE
+            _mend_rows(path)
+            self._rows = open(path, "a", encoding="utf-8", newline="\n", buffering=1)
+        return self._rows
+
+
+class CsvTable:
+    """One CSV file: ``step``, ``epoch``, then the metrics in the order in which they first came.
+
+    A metric that comes later adds a column; the file is then written anew and put in place whole.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: IO[str] | None = None
+        self._columns: list[str] = []
+
+    def append(self, step: int, epoch: int, metrics: HostMetrics) -> None:
+        """Writes one row."""
+        cells = {_column(key): value for key, value in metrics.items()}
+        file = self._file or self._reopen()
+        new = [column for column in cells if column not in self._columns]
+        if new or not self._columns:
+            file = self._widen(new)
+        known = self._columns[len(_FIXED_COLUMNS) :]
+        values = ["" if (cell := cells.get(column)) is None else repr(cell) for column in known]
+        csv.writer(file, lineterminator="\n").writerow([step, epoch, *values])
+        file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _reopen(self) -> IO[str]:
+        if self.path.exists():
+            _cut_after_last_newline(self.path)
+            with open(self.path, encoding="utf-8", newline="") as file:
+                self._columns = next(csv.reader(file), [])
+        self._file = open(self.path, "a", encoding="utf-8", newline="", buffering=1)
+        return self._file
+
+    def _widen(self, new: list[str]) -> IO[str]:
+        self.close()
+        with open(self.path, encoding="utf-8", newline="") as file:
+            old_rows = list(csv.reader(file))[1:]
+        self._columns = [*(self._columns or _FIXED_COLUMNS), *new]
+        temporary = self.path.with_name(self.path.name + ".tmp")
+        with open(temporary, "w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(self._columns)
+            width = len(self._columns)
+            writer.writerows([*row, *[""] * (width - len(row))] for row in old_rows)
+        os.replace(temporary, self.path)
+        return self._reopen()
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """Returns the rows of a ``metrics.jsonl``, or of the one in a run folder, oldest first.
+
+    A row has the keys ``set``, ``step``, ``epoch``, ``time`` and ``metrics``; NaN and infinities
+    are floats again. A last line that a killed run left unfinished is passed over.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        MetricError: If a line before the last is no row.
+    """
+    path = Path(path)
+    path = path / METRICS_FILE if path.is_dir() else path
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        row = _decode_row(line)
+        if row is not None:
+            rows.append(row)
+        elif number < len(lines):  # what follows the last newline is a torn row, or nothing
+            raise MetricError(
+                f"{path}, line {number}: found {line[:60]!r}, expected a row of metrics as JSON. "
+                "Remove the line if the rest of the file is to be read."
+            )
+    return rows
+
+
+def _encode_row(row: HostMetrics, step: int, mode: str, epoch: int) -> str:
+    nonfinite = {key: repr(value) for key, value in row.items() if not math.isfinite(value)}
+    entry: dict[str, JSON] = {
+        "set": mode,
+        "step": int(step),
+        "epoch": int(epoch),
+        "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "metrics": {key: None if key in nonfinite else value for key, value in row.items()},
+    }
+    if nonfinite:
+        entry["nonfinite"] = nonfinite
+    return json.dumps(entry, allow_nan=False) + "\n"
+
+
+def _decode_row(line: str) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(row, dict) or not isinstance(row.get("metrics"), dict):
+        return None
+    row["metrics"] |= {key: float(text) for key, text in row.pop("nonfinite", {}).items()}
+    return row
+
+
+def _mend_rows(path: Path) -> None:
+    """Ends a last row that lacks only its newline, and takes off one that is torn."""
+    if not path.exists():
+        return
+    tail = _tail(path)
+    if not tail:
+        return
+    if _decode_row(tail.decode("utf-8", errors="replace")) is None:
+        _cut_after_last_newline(path)
+    else:
+        with open(path, "ab") as file:
+            file.write(b"\n")
+
+
+def _tail(path: Path) -> bytes:
+    """Returns what follows the last newline of a file, reading back from its end."""
+    with open(path, "rb") as file:
+        position = file.seek(0, os.SEEK_END)
+        tail = b""
+        while position > 0 and b"\n" not in tail:
+            size = min(65536, position)
+            position = file.seek(position - size)
+            tail = file.read(size) + tail
+    return tail.rpartition(b"\n")[2]
+
+
+def _cut_after_last_newline(path: Path) -> None:
+    tail = _tail(path)
+    if tail:
+        os.truncate(path, path.stat().st_size - len(tail))
+
+
+def _column(key: str) -> str:
+    """Returns a metric's column: one line, and never that of ``step`` or ``epoch``."""
+    name = f"metrics.{key}" if key in _FIXED_COLUMNS or key.startswith("metrics.") else key
+    # What would break a line, and lone surrogates, are written as Python's escapes.
+    return re.sub(
+        r"[\\\x00-\x1f\x7f\ud800-\udfff]",
+        lambda match: match.group().encode("unicode_escape").decode("ascii"),
+        name,
+    )
+
+
+def _replace(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,113 @@
+"""Metrics for Weights & Biases; the package is imported here and nowhere else."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+from xtrainer.errors import ConfigError, require
+from xtrainer.loggers.base import LoggerTool, LoggerToolConfig
+from xtrainer.types import JSON, HostMetrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class WandBLoggerConfig(LoggerToolConfig):
+    """A run at Weights & Biases; sends metrics, texts and the config, no code and no console."""
+
+    project: str = "xtrainer"
+    """The project that the run belongs to."""
+
+    entity: str | None = None
+    """The user or team; W&B's own default where None."""
+
+    name: str | None = None
+    """The run's name; that of the run folder where None."""
+
+    mode: Literal["online", "offline", "disabled"] | None = None
+    """Where to send; what the variable WANDB_MODE says where None, and online without it."""
+
+    tags: list[str] = field(default_factory=list)
+    """Words to find the run by."""
+
+    def create(self, folder: Path | None) -> LoggerTool:
+        """Returns the tool.
+
+        Raises:
+            ConfigError: If there is no run folder for W&B's own files.
+            MissingDependencyError: If the package ``wandb`` is not installed.
+        """
+        if folder is None and self.mode != "disabled":
+            raise ConfigError(
+                "WandBLoggerConfig keeps its files in the run folder: found log_path=None, "
+                "expected a folder. Set LoggerConfig.log_path, or mode='disabled'."
+            )
+        return WandBLogger(self, folder, require("wandb", "wandb"))
+
+
+class WandBLogger(LoggerTool):
+    """Sends rows with the step as a column of its own, so that none is dropped after a resume.
+
+    A W&B run that is active already (a sweep's) is used and left open.
+
+    Args:
+        config: What to call the run and where to send it.
+        folder: The run folder.
+        wandb: The imported package.
+    """
+
+    def __init__(self, config: WandBLoggerConfig, folder: Path | None, wandb: ModuleType) -> None:
+        self.config = config
+        self.folder = folder
+        self._wandb: Any = wandb
+        self._run: Any = None
+        self._run_id: str | None = None
+        self._began_run = False
+
+    def open(self) -> None:
+        """Begins the run, or goes on with the one that this tool has closed."""
+        self._open()
+
+    def log_config(self, config: Mapping[str, JSON]) -> None:
+        """Sends the config."""
+        self._open().config.update(dict(config), allow_val_change=True)
+
+    def log_metrics(self, metrics: HostMetrics, step: int, mode: str, epoch: int) -> None:
+        """Sends one row."""
+        named = {f"{mode}/{key}": value for key, value in metrics.items()}
+        # W&B drops rows whose own step goes back, so it counts rows and "step" is the x axis.
+        self._open().log({**named, "step": step, "epoch": epoch})
+
+    def log_text(self, key: str, text: str, step: int) -> None:
+        """Sends a text."""
+        self._open().log({f"text/{key}": text, "step": step})
+
+    def finalize(self, status: str) -> None:
+        """Closes the run; its exit code is 1 for ``"failed"``."""
+        run, self._run = self._run, None
+        if run is not None and self._began_run:
+            run.finish(exit_code=int(status == "failed"))
+
+    def _open(self) -> Any:
+        if self._run is not None:
+            return self._run
+        self._began_run = self._wandb.run is None
+        if self._began_run:
+            if self.folder is not None:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            self._run = self._wandb.init(
+                project=self.config.project,
+                entity=self.config.entity,
+                name=self.config.name or (self.folder.name if self.folder else None),
+                mode=self.config.mode,
+                tags=self.config.tags or None,
+                dir=None if self.folder is None else str(self.folder),
+                id=self._run_id,
+                resume=None if self._run_id is None else "allow",
+                settings=self._wandb.Settings(save_code=False, disable_git=True, console="off"),
+            )
+            self._run_id = self._run.id
+        else:
+            self._run = self._wandb.run
+        self._run.define_metric("*", step_metric="step")
+        return self._run

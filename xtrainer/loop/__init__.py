@@ -1,0 +1,24 @@
+"""When does what happen? The training loop, evaluation, and how a run ends.
+
+Synopsis:
+    plan = make_plan(config, train_length=None, num_train_steps=100, steps_per_epoch=10)
+    results = run_training(trainer, loaders, plan)
+"""
+
+from xtrainer.loop.evaluate import evaluate_loader, run_evaluation
+from xtrainer.loop.plan import Plan, make_plan
+from xtrainer.loop.stop import StopReason
+from xtrainer.loop.train import Loaders, run_training
+from xtrainer.loop.view import LoopTrainer, StepHook
+
+__all__ = [
+    "LoopTrainer",
+    "Loaders",
+    "Plan",
+    "StepHook",
+    "StopReason",
+    "evaluate_loader",
+    "make_plan",
+    "run_evaluation",
+    "run_training",
+]

@@ -1,0 +1,124 @@
+"""What was asked of this run? Epochs or steps, and when to validate and log."""
+
+import math
+from dataclasses import dataclass
+
+from xtrainer.errors import ConfigError
+from xtrainer.state import Progress
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The end of a run and its rhythm. Epochs and steps count from 1 and in all, not per call.
+
+    Attributes:
+        num_epochs: Epochs in all, or None where steps are counted.
+        num_train_steps: Steps in all, or None where epochs are counted.
+        steps_per_epoch: Steps after which an epoch ends; None: with the loader's pass.
+        log_every_n_steps: Steps per logged row.
+        val_every_n_epochs: Epochs between validations, 0: never.
+        val_every_n_steps: Steps between validations, 0: never.
+    """
+
+    num_epochs: int | None
+    num_train_steps: int | None
+    steps_per_epoch: int | None
+    log_every_n_steps: int = 50
+    val_every_n_epochs: int = 1
+    val_every_n_steps: int = 0
+
+    def done(self, progress: Progress) -> bool:
+        """Says whether nothing is left to do."""
+        if self.num_train_steps is not None:
+            return progress.step >= self.num_train_steps
+        return progress.epochs_done >= (self.num_epochs or 0)
+
+    def batches_left(self, progress: Progress) -> int | None:
+        """Returns how many batches the epoch under way can still take; None: not known."""
+        limits = []
+        if self.steps_per_epoch is not None:
+            limits.append(self.steps_per_epoch - progress.step_in_epoch)
+        if self.num_train_steps is not None:
+            limits.append(self.num_train_steps - progress.step)
+        return max(min(limits), 0) if limits else None
+
+    def epoch_is_full(self, progress: Progress) -> bool:
+        """Says whether the epoch under way has all the steps an epoch may have."""
+        return self.steps_per_epoch is not None and progress.step_in_epoch >= self.steps_per_epoch
+
+    def epoch_continues(self, progress: Progress) -> bool:
+        """Says whether an epoch goes on when the loader's pass has ended."""
+        if self.num_train_steps is None or self.steps_per_epoch is None:
+            return False
+        return not self.epoch_is_full(progress) and not self.done(progress)
+
+    def validates_after_step(self, step: int) -> bool:
+        """Says whether a validation by steps is due."""
+        return self.val_every_n_steps > 0 and step % self.val_every_n_steps == 0
+
+    def validates_after_epoch(self, epoch: int) -> bool:
+        """Says whether a validation by epochs is due."""
+        return self.val_every_n_epochs > 0 and epoch % self.val_every_n_epochs == 0
+
+    def total_steps(self, train_length: int | None) -> int | None:
+        """Returns the steps of the whole run, where they are known."""
+        if self.num_train_steps is not None:
+            return self.num_train_steps
+        lengths = [n for n in (self.steps_per_epoch, train_length) if n is not None]
+        return min(lengths) * (self.num_epochs or 0) if lengths else None
+
+    def total_epochs(self, train_length: int | None) -> int | None:
+        """Returns the epochs of the whole run, where they are known."""
+        if self.num_epochs is not None:
+            return self.num_epochs
+        length = self.steps_per_epoch or train_length
+        return math.ceil((self.num_train_steps or 0) / length) if length else None
+
+
+def make_plan(
+    num_epochs: int | None = None,
+    num_train_steps: int | None = None,
+    steps_per_epoch: int | None = None,
+    log_every_n_steps: int = 50,
+    check_val_every_n_epoch: int = 1,
+    check_val_every_n_steps: int = -1,
+) -> Plan:
+    """Returns the plan of a run.
+
+    Raises:
+        ConfigError: For both or neither of ``num_epochs`` and ``num_train_steps``, and for numbers
+            that are not whole or too small; all together.
+
+    Example:
+        >>> make_plan(num_train_steps=10).done(Progress(step=10))
+        True
+    """
+    problems = []
+    if (num_epochs is None) == (num_train_steps is None):
+        found = "neither" if num_epochs is None else f"both ({num_epochs} and {num_train_steps})"
+        problems.append(
+            f"train_model: found {found} of num_epochs and num_train_steps, expected exactly one."
+        )
+    smallest = {"num_epochs": 0, "num_train_steps": 0, "steps_per_epoch": 1}
+    given = {
+        "num_epochs": num_epochs,
+        "num_train_steps": num_train_steps,
+        "steps_per_epoch": steps_per_epoch,
+    }
+    for name, value in given.items():
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or value < smallest[name]:
+            problems.append(
+                f"train_model: found {name}={value!r}, expected a whole number >= {smallest[name]}."
+            )
+    if problems:
+        raise ConfigError(problems)
+    return Plan(
+        num_epochs,
+        num_train_steps,
+        steps_per_epoch,
+        log_every_n_steps,
+        max(check_val_every_n_epoch, 0),
+        max(check_val_every_n_steps, 0),
+    )

@@ -1,0 +1,224 @@
+"""In what order does a training run happen? The loop, as a recipe."""
+
+import contextlib
+import logging
+import time
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+
+from xtrainer.data import LoaderPosition, LoaderSource, Prefetcher
+from xtrainer.errors import LoaderError
+from xtrainer.loop.evaluate import Sources, run_evaluation, transfer_guard
+from xtrainer.loop.in_flight import InFlight, Moment
+from xtrainer.loop.plan import Plan
+from xtrainer.loop.stop import StopReason
+from xtrainer.loop.view import LoopTrainer
+from xtrainer.loop.windows import MetricWindows
+from xtrainer.step import PlacedBatch, StepReport
+from xtrainer.types import HostMetrics
+
+_LOG = logging.getLogger(__name__)
+
+Results = dict[str, HostMetrics]
+
+
+@dataclass(frozen=True)
+class Loaders:
+    """The loaders of a run.
+
+    Attributes:
+        train: Training batches.
+        val: Validation sets by prefix, empty for none.
+    """
+
+    train: LoaderSource
+    val: Sources = field(default_factory=dict)
+
+
+def run_training(trainer: LoopTrainer, loaders: Loaders, plan: Plan) -> Results:
+    """Trains until the plan is fulfilled or a stop is requested.
+
+    Args:
+        trainer: Holds the state, which is replaced step by step.
+        loaders: Where batches come from.
+        plan: When to validate, log and end.
+
+    Returns:
+        ``val_epoch_N`` and ``val_step_N`` with the metrics of each validation.
+
+    Raises:
+        LoaderError: If the training loader gives no batch where one is needed.
+    """
+    run = _Run(trainer, loaders, plan)
+    if plan.done(trainer.progress):
+        trainer.request_stop(StopReason.NOTHING_TO_DO)
+    while trainer.stop_reason is None:
+        run.epoch()
+        if plan.done(trainer.progress):
+            trainer.request_stop(StopReason.FINISHED)
+    run.windows.close(trainer.progress.step, trainer.progress.epoch)
+    return run.results
+
+
+class _Run:
+    """What the loop keeps between steps."""
+
+    def __init__(self, trainer: LoopTrainer, loaders: Loaders, plan: Plan) -> None:
+        self.trainer, self.loaders, self.plan = trainer, loaders, plan
+        self.results: Results = {}
+        self.newest_row: HostMetrics = {}
+        self.executor = trainer.train_executor()
+        self.windows = MetricWindows(self.executor.new_window, plan.log_every_n_steps, self.log_row)
+        start = Moment.of(trainer.progress, loaders.train.position)
+        self.in_flight = InFlight(trainer.max_steps_in_flight, start)
+        self.step_hooks = trainer.step_hooks()
+        self.validated: tuple[int, HostMetrics] | None = None
+        self.epoch_is_full = False
+        self.rewind_to: LoaderPosition | None = None
+
+    def epoch(self) -> None:
+        """Trains one epoch, or the rest of one that was begun."""
+        trainer, progress = self.trainer, self.trainer.progress
+        epoch, start = progress.epochs_done + 1, time.perf_counter()
+        self.epoch_is_full = False
+        trainer.notify("on_training_epoch_start", epoch)
+        with transfer_guard(trainer), contextlib.closing(self.batches()) as batches:
+            for batch, position in batches:
+                self.step(batch, position, epoch)
+                if trainer.stop_reason is not None:
+                    break
+        self.settle()
+        if self.rewind_to is not None and not self.loaders.train.is_one_shot:
+            self.loaders.train.restore(self.rewind_to)
+        going = trainer.stop_reason is None
+        self.epoch_is_full = (self.epoch_is_full and going) or self.plan.epoch_is_full(progress)
+        if self.epoch_is_full or (going and self.plan.done(progress)):
+            self.end_epoch(epoch, start)
+
+    def end_epoch(self, epoch: int, start: float) -> None:
+        """Closes an epoch; one cut short by the end of the run stays open for a longer run."""
+        trainer, progress = self.trainer, self.trainer.progress
+        if self.epoch_is_full:
+            progress.epochs_done, progress.step_in_epoch = epoch, 0
+        metrics = trainer.get_metric_postprocess_fn()(self.windows.end_epoch())
+        metrics["epoch_time_s"] = time.perf_counter() - start
+        trainer.notify("on_training_epoch_end", metrics, epoch)
+        trainer.logger.log_metrics(metrics, progress.step, "train_epoch", epoch)
+        if self.plan.validates_after_epoch(epoch):
+            self.validate(f"val_epoch_{epoch}", epoch)
+
+    def batches(self) -> Generator[tuple[PlacedBatch, LoaderPosition], None, None]:
+        """Gives the batches of an epoch; never reads more than the epoch can take."""
+        source, progress = self.loaders.train, self.trainer.progress
+        new_pass = False
+        while True:
+            taken = progress.step
+            limit = self.plan.batches_left(progress)
+            with contextlib.closing(
+                Prefetcher(source, self.trainer.prepare_train_batch, limit=limit)
+            ) as ahead:
+                yield from ahead
+            stopped = self.trainer.stop_reason is not None
+            if stopped or self.plan.batches_left(progress) == 0:
+                self.epoch_is_full = self.plan.epoch_is_full(progress)
+                return
+            if progress.step_in_epoch > 0 and not self.plan.epoch_continues(progress):
+                self.epoch_is_full = True  # the loader's pass has ended, and the epoch with it
+                return
+            if new_pass and progress.step == taken:
+                raise LoaderError(
+                    f"The {source.name!r} loader gave no batch after step {progress.step}, in "
+                    f"epoch {progress.epochs_done + 1}. It is empty, or an iterator that has ended: pass "
+                    "data, a loader that can be iterated again, or ask for fewer epochs or steps."
+                )
+            source.new_pass()
+            new_pass = True
+
+    def step(self, batch: PlacedBatch, position: LoaderPosition, epoch: int) -> None:
+        """Dispatches one step and does what is due after it."""
+        trainer, progress = self.trainer, self.trainer.progress
+        trainer.state, self.windows.current, report = self.executor(
+            trainer.state, batch, self.windows.current
+        )
+        progress.step += 1
+        progress.step_in_epoch += 1
+        progress.examples += batch.examples
+        step = progress.step
+        trainer.first_step = False
+        self.check(self.in_flight.push(report, Moment.of(progress, position)))
+        if trainer.stop_reason is not None:
+            return
+        self.windows.step_done(step, epoch)
+        if self.plan.validates_after_step(step) and self.settle():
+            self.validate(f"val_step_{step}", epoch)
+        for hook in self.step_hooks:
+            if hook.every <= 1 or step % hook.every == 0:
+                if hook.settled and not self.settle():
+                    return
+                with _free_transfers(trainer):
+                    hook.call(self.newest_row, epoch, step)
+
+    def check(self, report: StepReport) -> None:
+        """Ends the run where the guard has refused too many steps in a row."""
+        trainer, limit = self.trainer, self.trainer.nonfinite_limit
+        trainer.progress.skipped = report.skipped
+        if limit is None or report.consecutive < limit or trainer.stop_reason is not None:
+            return
+        self.in_flight.drain()
+        moment = self.in_flight.moment(self.in_flight.newest.step)
+        progress = trainer.progress
+        progress.step, progress.epochs_done = moment.step, moment.epochs_done
+        progress.step_in_epoch, progress.examples = moment.step_in_epoch, moment.examples
+        self.rewind_to = moment.position
+        last = report.first + limit - 1
+        steps = f"Step {last} was" if limit == 1 else f"Steps {report.first} to {last} were"
+        trainer.request_stop(
+            StopReason.NONFINITE,
+            f"{steps} not finite (NaN or Inf in loss, gradients or updates). The state is as step "
+            f"{moment.step} left it. Look at the batch of that step, or lower the learning rate.",
+        )
+
+    def settle(self) -> bool:
+        """Waits until every dispatched step is known to be finite; says whether the run goes on."""
+        self.check(self.in_flight.drain())
+        return self.trainer.stop_reason is None
+
+    def validate(self, key: str, epoch: int) -> None:
+        """Evaluates on the validation sets, once for a step."""
+        trainer, progress = self.trainer, self.trainer.progress
+        if not self.loaders.val:
+            return
+        step = progress.step
+        if self.validated is not None and self.validated[0] == step:
+            self.results[key] = self.validated[1]
+            return
+        self.windows.flush()
+        start = time.perf_counter()
+        with _free_transfers(trainer):
+            trainer.notify("on_validation_epoch_start", epoch, step)
+            metrics = run_evaluation(trainer, self.loaders.val, "val", epoch)
+            progress.validations += 1
+            trainer.notify("on_validation_epoch_end", metrics, epoch, step)
+            row = {**metrics, "time_s": time.perf_counter() - start}
+            trainer.logger.log_metrics(row, step, "val", epoch)
+        self.validated = (step, metrics)
+        self.results[key] = metrics
+
+    def log_row(self, metrics: HostMetrics, step: int, epoch: int) -> None:
+        """Logs the metrics of the steps up to ``step``."""
+        trainer = self.trainer
+        metrics = trainer.get_metric_postprocess_fn()(metrics)
+        if trainer.progress.skipped:
+            metrics["skipped_steps"] = float(trainer.progress.skipped)
+        with _free_transfers(trainer):
+            trainer.notify("on_training_log", metrics, step)
+            trainer.logger.log_metrics(metrics, step, "train", epoch)
+        self.newest_row = metrics
+
+
+def _free_transfers(trainer: LoopTrainer) -> Any:
+    # Callbacks and loggers are the user's; what they transfer at their own moments is no stall.
+    return jax.transfer_guard("allow") if trainer.guards_transfers else contextlib.nullcontext()

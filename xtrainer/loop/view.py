@@ -1,0 +1,89 @@
+"""What does the loop need of a trainer? Everything it reads, calls and sets."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from xtrainer.data import LoaderSource
+from xtrainer.loggers import LoggerTool
+from xtrainer.loop.stop import StopReason
+from xtrainer.metrics import DeviceMetrics
+from xtrainer.state import Progress, TrainState
+from xtrainer.step import PlacedBatch, TrainExecutor
+from xtrainer.types import BatchLike, HostMetrics, MetricPostprocess
+
+
+class StepHook(NamedTuple):
+    """An ``on_training_step`` that does something.
+
+    Attributes:
+        every: Steps between calls.
+        call: Called with (newest row, epoch, step).
+        settled: Whether the step must be known to be finite first.
+    """
+
+    every: int
+    call: Callable[[HostMetrics, int, int], None]
+    settled: bool
+
+
+class LoopTrainer(Protocol):
+    """A trainer as the loop sees it."""
+
+    state: TrainState
+    progress: Progress
+    stop_reason: StopReason | None
+    first_step: bool
+
+    @property
+    def logger(self) -> LoggerTool:
+        """Where metrics go."""
+        ...
+
+    @property
+    def max_steps_in_flight(self) -> int:
+        """Steps that may be dispatched before the first of them is known to be finite."""
+        ...
+
+    @property
+    def nonfinite_limit(self) -> int | None:
+        """Refused steps in a row that end the run."""
+        ...
+
+    @property
+    def guards_transfers(self) -> bool:
+        """Whether an implicit transfer in the loop is an error."""
+        ...
+
+    def train_executor(self) -> TrainExecutor:
+        """Returns the compiled training step."""
+        ...
+
+    def prepare_train_batch(self, batch: BatchLike) -> PlacedBatch:
+        """Returns a host batch on the devices, in the shape of the training step."""
+        ...
+
+    def get_metric_postprocess_fn(self) -> MetricPostprocess:
+        """Returns what is applied to host metrics before they are logged."""
+        ...
+
+    def notify(self, hook: str, *args: Any) -> None:
+        """Calls a hook of the trainer and of every callback that is due."""
+        ...
+
+    def step_hooks(self) -> Sequence[StepHook]:
+        """Returns the ``on_training_step`` hooks that do something."""
+        ...
+
+    def request_stop(self, reason: StopReason = ..., detail: str = ...) -> None:
+        """Ends the run after this step; the first reason is kept."""
+        ...
+
+    def tracker(self, iterator: Any, **kwargs: Any) -> Any:
+        """Returns the iterator with a progress bar, where one is wanted."""
+        ...
+
+    def _run_model_eval(
+        self, data_loader: LoaderSource, mode: str = "", epoch_idx: int = -1
+    ) -> DeviceMetrics:
+        """Returns the metrics of one dataset, still on the devices."""
+        ...

@@ -1,0 +1,86 @@
+"""When do a step's metrics leave the device? A window later than they are complete."""
+
+from collections.abc import Callable
+
+import jax
+
+from xtrainer.metrics import DeviceMetrics, HostWindow, finish
+from xtrainer.types import HostMetrics
+
+Emit = Callable[[HostMetrics, int, int], None]
+
+
+class MetricWindows:
+    """The metrics of training steps, in windows of ``every`` steps.
+
+    A full window is copied to the host while the next one is computed and is given to ``emit`` when
+    that one is full, or at a flush; so a row never waits for the device.
+
+    Args:
+        new_window: Returns an empty window on the devices.
+        every: Steps per window; a row is due when it divides the step.
+        emit: Called with (metrics, step, epoch) for each row.
+    """
+
+    def __init__(self, new_window: Callable[[], DeviceMetrics], every: int, emit: Emit) -> None:
+        self.current = new_window()
+        self._new_window = new_window
+        self._every = every
+        self._emit = emit
+        self._pending: tuple[DeviceMetrics, int, int] | None = None
+        self._open: HostWindow | None = None  # steps since the last row that are on the host
+        self._epoch: HostWindow | None = None
+        self._fresh = True  # nothing was added to ``current``
+        self.unlogged_steps = 0
+
+    def step_done(self, step: int, epoch: int) -> None:
+        """Records that ``current`` now holds the metrics of ``step``."""
+        self._fresh = False
+        self.unlogged_steps += 1
+        if step % self._every == 0:
+            self._emit_pending()
+            jax.tree.map(lambda x: x.copy_to_host_async(), self.current)
+            self._pending = (self.current, step, epoch)
+            self._renew()
+            self.unlogged_steps = 0
+
+    def flush(self) -> None:
+        """Gives out the row that is due and fetches what is gathered so far."""
+        self._emit_pending()
+        if not self._fresh:
+            part = HostWindow.fetch(self.current)
+            self._open = part if self._open is None else self._open.merge(part)
+            self._epoch = part if self._epoch is None else self._epoch.merge(part)
+            self._renew()
+
+    def end_epoch(self) -> HostMetrics:
+        """Returns the means over all accepted steps since the last call."""
+        self.flush()
+        window, self._epoch = self._epoch, None
+        return {} if window is None else finish(window, ("mean_nopostfix",))
+
+    def close(self, step: int, epoch: int) -> None:
+        """Gives out every row, also the last one of fewer steps."""
+        self.flush()
+        if self._open is not None and self.unlogged_steps:
+            self._emit_row(self._open, step, epoch)
+        self._open, self.unlogged_steps = None, 0
+
+    def _renew(self) -> None:
+        self.current = self._new_window()
+        self._fresh = True
+
+    def _emit_pending(self) -> None:
+        if self._pending is None:
+            return
+        (window, step, epoch), self._pending = self._pending, None
+        part = HostWindow.fetch(window)
+        self._epoch = part if self._epoch is None else self._epoch.merge(part)
+        row = part if self._open is None else self._open.merge(part)
+        self._open = None
+        self._emit_row(row, step, epoch)
+
+    def _emit_row(self, window: HostWindow, step: int, epoch: int) -> None:
+        metrics = finish(window)
+        if metrics:
+            self._emit(metrics, step, epoch)

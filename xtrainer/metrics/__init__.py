@@ -1,0 +1,25 @@
+"""How much, over how many? Weighted sums kept on the device, finished on the host.
+
+Synopsis:
+    layout = MetricLayout.of({"loss": ("mean",)})
+    window = DeviceMetrics.zeros(layout)
+    window = accumulate(window, sums, counts, accept=True)     # inside jit
+    finish(HostWindow.fetch(window))                           # {"loss_mean": 2.3}
+"""
+
+from xtrainer.metrics.accumulate import LOG_MODES, DeviceMetrics, MetricLayout, accumulate
+from xtrainer.metrics.host import HostWindow, finish
+from xtrainer.metrics.norms import global_norm, norms_per_param
+from xtrainer.metrics.summary import parameter_table
+
+__all__ = [
+    "LOG_MODES",
+    "DeviceMetrics",
+    "HostWindow",
+    "MetricLayout",
+    "accumulate",
+    "finish",
+    "global_norm",
+    "norms_per_param",
+    "parameter_table",
+]

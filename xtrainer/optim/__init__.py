@@ -1,0 +1,21 @@
+"""How do the parameters move? Learning-rate schedules and optimizers, from typed configs.
+
+Synopsis:
+    config = OptimizerConfig(name="adamw", scheduler=SchedulerConfig(lr=3e-4), weight_decay=0.1)
+    transform, schedule = build_optimizer(config)
+    opt_state = transform.init(params)          # opt_state["optimizer"].mu holds the moments
+    build_schedule(config.scheduler)(step)      # the learning rate of update number ``step``
+"""
+
+from xtrainer.optim.build import BuiltOptimizer, OptimizerConfig, build_optimizer
+from xtrainer.optim.masks import unmatched_patterns
+from xtrainer.optim.schedules import SchedulerConfig, build_schedule
+
+__all__ = [
+    "BuiltOptimizer",
+    "OptimizerConfig",
+    "SchedulerConfig",
+    "build_optimizer",
+    "build_schedule",
+    "unmatched_patterns",
+]

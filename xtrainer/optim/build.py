@@ -1,0 +1,232 @@
+"""One optimizer from one config: clipping, the optimizer, weight decay, the learning rate."""
+
+import inspect
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from xtrainer.config import Config, check_configs
+from xtrainer.errors import ConfigError
+from xtrainer.optim.masks import path_mask, pattern_problems, unmatched_patterns
+from xtrainer.optim.optax_names import PREFIX, call_problems, optimizer_factories
+from xtrainer.optim.optimizers import OPTIMIZERS, Numbers, momentum_problems, name_problems
+from xtrainer.optim.schedules import SchedulerConfig, build_schedule
+from xtrainer.optim.transforms import (
+    check_at_init,
+    clip_by_global_norm,
+    decay_after_rate,
+    decay_in_rate,
+)
+from xtrainer.tree import flatten_with_paths
+from xtrainer.types import PyTree, Schedule
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig(Config):
+    """How gradients become updates.
+
+    The gradients are clipped by their global norm, then by value; then come the optimizer, the
+    weight decay and the learning rate.
+    """
+
+    name: str = "adamw"
+    """``adam``, ``adamw``, ``nadam``, ``nadamw``, ``adamax``, ``adamaxw``, ``radam``, ``lamb``,
+    ``lion``, ``sgd``, ``rmsprop``, ``adagrad``, or ``optax.NAME`` (also ``optax.contrib.NAME``) for
+    an optimizer of Optax, which gets ``kwargs`` and the schedule as ``learning_rate``, and reads
+    none of the betas, ``eps``, ``momentum`` and ``nesterov``."""
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    """The learning rate."""
+    beta1: float = 0.9
+    """Decay of the average gradient (the Adam family, lamb, lion)."""
+    beta2: float = 0.999
+    """Decay of the average squared gradient (the Adam family, lamb, rmsprop); of the momentum in
+    lion, whose authors use 0.99."""
+    eps: float = 1e-8
+    """Added to the denominator (all but sgd and lion)."""
+    momentum: float | None = None
+    """Decay of the accumulated update (sgd, rmsprop); None: nothing is accumulated."""
+    nesterov: bool = False
+    """Look one step ahead (adam, adamw, radam; sgd and rmsprop with momentum; nadam always)."""
+    weight_decay: float = 0.0
+    """Shrinks parameters by ``lr * weight_decay`` of themselves at each update, under every name
+    and apart from the gradient. At 0, an ``optax.NAME`` keeps the decay that is its default."""
+    weight_decay_include: tuple[str, ...] | None = None
+    """Patterns of the paths of the parameters that decay; None: all."""
+    weight_decay_exclude: tuple[str, ...] | None = None
+    """Patterns of the paths of parameters that do not decay, even if included."""
+    grad_clip_norm: float | None = None
+    """Largest global norm of the gradient; None: any."""
+    grad_clip_value: float | None = None
+    """Largest absolute value of a gradient's element, after the clipping by norm; None: any."""
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of an ``optax.NAME`` optimizer."""
+
+    @property
+    def numbers(self) -> Numbers:
+        """What the optimizers of the table read."""
+        return Numbers(self.beta1, self.beta2, self.eps, self.momentum, self.nesterov)
+
+    def problems(self) -> list[str]:
+        """Returns names, numbers, patterns and arguments that cannot make an optimizer."""
+        unknown = name_problems(self.name)
+        found = unknown + _number_problems(self)
+        for name in ("weight_decay_include", "weight_decay_exclude"):
+            found += pattern_problems(name, getattr(self, name))
+        if not unknown:
+            found += momentum_problems(self.name, self.numbers)
+        if self.name.startswith(PREFIX):
+            return found if unknown else found + _optax_problems(self)
+        if self.kwargs:
+            found.append(
+                f"kwargs: found {dict(self.kwargs)!r} with name={self.name!r}, expected none; "
+                f"they belong to names that begin with {PREFIX!r}."
+            )
+        return found
+
+
+class BuiltOptimizer(NamedTuple):
+    """An optimizer and the learning rate it follows.
+
+    Attributes:
+        transform: The Optax transformation.
+        schedule: Learning rate by the number of updates made; None where it is not known.
+    """
+
+    transform: optax.GradientTransformation
+    schedule: Schedule | None
+
+
+def build_optimizer(config: OptimizerConfig | optax.GradientTransformation) -> BuiltOptimizer:
+    """Returns the optimizer of a config, or wraps a transformation that is ready.
+
+    The state is a mapping with the keys ``clip_norm, clip_value, optimizer, weight_decay`` and
+    ``learning_rate`` (which an ``optax.NAME`` holds inside ``optimizer``), whatever is switched on.
+
+    Raises:
+        ConfigError: Listing every mistake of the config; or because an ``optax.NAME`` cannot be
+            built from its arguments or needs more than gradients and parameters.
+
+    Example:
+        >>> transform, schedule = build_optimizer(OptimizerConfig(name="sgd", weight_decay=0.1))
+        >>> params = {"w": jnp.ones(1)}
+        >>> updates, _ = transform.update({"w": jnp.zeros(1)}, transform.init(params), params)
+        >>> round(float(updates["w"][0]), 6)
+        -0.0001
+    """
+    if isinstance(config, optax.GradientTransformation):
+        return BuiltOptimizer(config, None)
+    if not isinstance(config, OptimizerConfig):
+        raise ConfigError(
+            f"optimizer: found {config!r} ({type(config).__name__}), expected an OptimizerConfig "
+            "or an optax.GradientTransformation."
+        )
+    check_configs(optimizer=config)
+    schedule = build_schedule(config.scheduler)
+    by_norm, by_value = config.grad_clip_norm, config.grad_clip_value
+    clips = (
+        ("clip_norm", optax.identity() if by_norm is None else clip_by_global_norm(by_norm)),
+        ("clip_value", optax.identity() if by_value is None else optax.clip(by_value)),
+    )
+    parts = _optax_parts if config.name.startswith(PREFIX) else _table_parts
+    transform = optax.named_chain(*clips, *parts(config, schedule))
+    return BuiltOptimizer(_warning_of_patterns(config, transform), schedule)
+
+
+Parts = tuple[tuple[str, optax.GradientTransformation], ...]
+
+
+def _table_parts(config: OptimizerConfig, schedule: Schedule) -> Parts:
+    mask = path_mask(config.weight_decay_include, config.weight_decay_exclude)
+    return (
+        ("optimizer", OPTIMIZERS[config.name].direction(config.numbers)),
+        # Before the factor -lr, so that a zero gradient shrinks the weights under every name.
+        ("weight_decay", decay_in_rate(config.weight_decay, mask)),
+        ("learning_rate", optax.scale_by_learning_rate(schedule)),
+    )
+
+
+def _optax_parts(config: OptimizerConfig, schedule: Schedule) -> Parts:
+    factory = optimizer_factories()[config.name]
+    kwargs = dict(config.kwargs)
+    mask = path_mask(config.weight_decay_include, config.weight_decay_exclude)
+    decay = optax.identity()
+    if config.weight_decay > 0:
+        decay = decay_after_rate(config.weight_decay, schedule, mask)
+        if "weight_decay" in inspect.signature(factory).parameters:
+            kwargs["weight_decay"] = 0.0  # its default would come on top
+    try:
+        transform = factory(learning_rate=schedule, **kwargs)
+        jax.eval_shape(lambda p: transform.update(p, transform.init(p), p), _trial_params())
+    except Exception as error:  # whatever Optax raises for arguments of the wrong kind
+        raise ConfigError(
+            f"optimizer: {config.name} with kwargs={dict(config.kwargs)!r} failed a trial "
+            f"({type(error).__name__}: {error}). It must accept a schedule as learning_rate and "
+            "work from gradients and parameters alone; otherwise pass a ready "
+            "optax.GradientTransformation."
+        ) from error
+    return (("optimizer", transform), ("weight_decay", decay))
+
+
+def _trial_params() -> PyTree:
+    # Shapes only: a trial that put arrays on a device would choose the backend too early.
+    shapes = {"kernel": (4, 4), "bias": (4,)}
+    return {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+
+
+def _warning_of_patterns(
+    config: OptimizerConfig, transform: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    warned: set[str] = set()  # a state is made several times: for its shapes, then for its values
+
+    def check(params: PyTree) -> None:
+        new = [name for name in unmatched_patterns(config, params) if name not in warned]
+        warned.update(new)
+        if new:
+            logger.warning(
+                "These weight decay patterns name no parameter: %s. Paths look like %r.",
+                ", ".join(map(repr, new)),
+                next(iter(flatten_with_paths(params)), ""),
+            )
+
+    return check_at_init(transform, check) if config.weight_decay > 0 else transform
+
+
+def _number_problems(config: OptimizerConfig) -> list[str]:
+    found = []
+    for name in ("beta1", "beta2", "momentum"):
+        value = getattr(config, name)
+        if value is not None and not 0 <= value < 1:
+            found.append(f"{name}: found {value}, expected a number >= 0 and < 1.")
+    if not (config.weight_decay >= 0 and math.isfinite(config.weight_decay)):
+        found.append(f"weight_decay: found {config.weight_decay}, expected a finite number >= 0.")
+    for name in ("eps", "grad_clip_norm", "grad_clip_value"):
+        value = getattr(config, name)
+        if value is not None and not value > 0:
+            found.append(f"{name}: found {value}, expected a number > 0.")
+    return found
+
+
+def _optax_problems(config: OptimizerConfig) -> list[str]:
+    factory = optimizer_factories()[config.name]
+    found = call_problems(config.name, factory, config.kwargs, "learning_rate")
+    own_decay = [key for key in config.kwargs if key.startswith("weight_decay")]
+    if own_decay and config.weight_decay > 0:
+        found.append(
+            f"weight_decay: found {config.weight_decay} beside kwargs.{own_decay[0]}="
+            f"{config.kwargs[own_decay[0]]!r}. Give one of them."
+        )
+    patterns = config.weight_decay_include, config.weight_decay_exclude
+    if patterns != (None, None) and config.weight_decay == 0:
+        found.append(
+            f"weight_decay: found 0 with patterns for it; they do not reach the decay inside "
+            f"{config.name}. Set weight_decay, or remove weight_decay_include and _exclude."
+        )
+    return found

@@ -1,0 +1,81 @@
+"""Which function of Optax does ``"optax.NAME"`` stand for? Only public factories can be named."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any
+
+import optax
+import optax.contrib
+
+from xtrainer.errors import did_you_mean
+
+PREFIX = "optax."
+
+
+def optimizer_factories() -> dict[str, Callable[..., optax.GradientTransformation]]:
+    """Returns every optimizer of Optax that takes a ``learning_rate``, as ``"optax.NAME"``."""
+    return _public(optax, PREFIX, _is_optimizer) | _public(
+        optax.contrib, f"{PREFIX}contrib.", _is_optimizer
+    )
+
+
+def schedule_factories() -> dict[str, Callable[..., optax.Schedule]]:
+    """Returns every schedule of Optax, as ``"optax.NAME"``."""
+    return _public(optax, PREFIX, lambda name, _: name.endswith(("_schedule", "_decay")))
+
+
+def call_problems(
+    name: str, factory: Callable[..., Any], kwargs: Mapping[str, Any], *given: str
+) -> list[str]:
+    """Returns what is wrong with a call of ``factory(**kwargs)``, found without calling it.
+
+    Args:
+        name: Name of the factory, for messages.
+        factory: A function with named parameters.
+        kwargs: The arguments from the config.
+        given: Names of arguments that are passed besides.
+    """
+    parameters = inspect.signature(factory).parameters
+    options = [option for option in parameters if option not in given]
+    found = []
+    for key in kwargs:
+        if key in given:
+            found.append(f"kwargs.{key}: {name} gets it from the config. Remove it from kwargs.")
+        elif key not in options:
+            found.append(
+                f"kwargs.{key}: {name} has no such argument. {did_you_mean(str(key), options)}"
+            )
+    missing = [
+        option
+        for option in options
+        if parameters[option].default is inspect.Parameter.empty and option not in kwargs
+    ]
+    if missing:
+        found.append(f"kwargs: {name} needs a value for {', '.join(missing)}.")
+    return found
+
+
+def _public(
+    module: ModuleType, prefix: str, wanted: Callable[[str, Any], bool]
+) -> dict[str, Callable[..., Any]]:
+    # A fixed table and no ``getattr`` along a dotted name: a name from a file could walk through
+    # the module to any function of the program.
+    members: dict[str, Any] = {
+        name: member for name, member in vars(module).items() if not name.startswith("_")
+    }
+    return {
+        f"{prefix}{name}": member
+        for name, member in members.items()
+        if _is_function(member) and wanted(name, member)
+    }
+
+
+def _is_function(member: Any) -> bool:
+    return inspect.isfunction(getattr(member, "func", member))  # ``nadam`` is a partial
+
+
+def _is_optimizer(name: str, member: Callable[..., Any]) -> bool:
+    return not name.startswith("scale_by") and (
+        "learning_rate" in inspect.signature(member).parameters
+    )

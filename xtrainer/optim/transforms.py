@@ -1,0 +1,83 @@
+"""What happens to gradients and updates around the optimizer: clipping and weight decay."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from xtrainer.types import PyTree, Schedule
+
+
+def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
+    """Returns a transformation that shortens the whole gradient to ``max_norm``.
+
+    The norm is summed in float32 at least: squares of float16 overflow at 256 and those of
+    bfloat16 lose small terms. A norm of NaN leaves the gradient as it is, so that the leaf that
+    is not finite can still be told from the others.
+    """
+
+    def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
+        del params
+        norm = _global_norm(updates)
+        return jax.tree.map(lambda g: _shorten(g, norm, max_norm), updates), state
+
+    return optax.GradientTransformation(optax.init_empty_state, update)
+
+
+def decay_in_rate(
+    weight_decay: float, mask: Callable[[PyTree], PyTree]
+) -> optax.GradientTransformation:
+    """Returns the weight decay for updates that the learning rate has yet to scale."""
+    return optax.add_decayed_weights(weight_decay, mask)
+
+
+def decay_after_rate(
+    weight_decay: float, schedule: Schedule, mask: Callable[[PyTree], PyTree]
+) -> optax.GradientTransformation:
+    """Returns the weight decay for finished updates: adds ``-lr * weight_decay * parameter``.
+
+    Not ``optax.add_decayed_weights`` with a schedule: up to Optax 0.2.6 its count stays 0, and so
+    does the decay after a warmup.
+    """
+
+    def init(params: PyTree) -> PyTree:
+        del params
+        return optax.ScaleByScheduleState(count=jnp.zeros((), jnp.int32))
+
+    def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
+        factor = -weight_decay * schedule(state.count)
+        updates = jax.tree.map(
+            lambda chosen, u, p: u + factor * p if chosen else u, mask(updates), updates, params
+        )
+        return updates, optax.ScaleByScheduleState(optax.safe_increment(state.count))
+
+    return optax.GradientTransformation(init, update)
+
+
+def check_at_init(
+    transform: optax.GradientTransformation, check: Callable[[PyTree], None]
+) -> optax.GradientTransformationExtraArgs:
+    """Returns the transformation, calling ``check(params)`` whenever its state is made."""
+
+    def init(params: PyTree) -> PyTree:
+        check(params)
+        return transform.init(params)
+
+    return optax.GradientTransformationExtraArgs(
+        init, optax.with_extra_args_support(transform).update
+    )
+
+
+def _global_norm(tree: PyTree) -> jax.Array:
+    squares = [jnp.sum(jnp.square(jnp.abs(_wide(leaf)))) for leaf in jax.tree.leaves(tree)]
+    return jnp.sqrt(sum(squares, start=jnp.zeros(())))
+
+
+def _shorten(gradient: jax.Array, norm: jax.Array, max_norm: float) -> jax.Array:
+    short = (_wide(gradient) / norm) * max_norm
+    return jnp.where(norm > max_norm, short.astype(gradient.dtype), gradient)
+
+
+def _wide(leaf: jax.Array) -> jax.Array:
+    return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))

@@ -1,0 +1,50 @@
+"""How is a whole train state laid out? Every leaf that mirrors a parameter follows it."""
+
+from typing import Any
+
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from xtrainer.parallel.mesh import ParallelConfig
+from xtrainer.parallel.rules import param_specs
+from xtrainer.tree import flatten_with_paths, map_with_paths
+from xtrainer.types import PyTree
+
+
+def state_shardings(state: Any, mesh: Mesh, config: ParallelConfig) -> Any:
+    """Returns a sharding for each leaf of a train state.
+
+    A leaf of the optimizer state belongs to the parameter whose path ends its own path and whose
+    shape it has (``opt_state/0/mu/dense/kernel`` to ``dense/kernel``), so that wrapped, masked and
+    multi-transform optimizers need no help. What belongs to no parameter is replicated.
+
+    Args:
+        state: A ``TrainState`` of arrays or ``ShapeDtypeStruct``s.
+        mesh: The device mesh.
+        config: The rules.
+
+    Raises:
+        ConfigError: For rules that do not fit the parameter they match.
+    """
+    specs = param_specs(state.params, mesh, config)
+    shapes = {path: leaf.shape for path, leaf in flatten_with_paths(state.params).items()}
+
+    def sharding(path: str, leaf: Any) -> NamedSharding:
+        owner = _owner(path, leaf.shape, shapes)
+        return NamedSharding(mesh, specs[owner] if owner is not None else PartitionSpec())
+
+    return map_with_paths(sharding, state)
+
+
+def param_shardings(params: PyTree, mesh: Mesh, config: ParallelConfig) -> PyTree:
+    """Returns a sharding for each parameter; see :func:`state_shardings`."""
+    specs = param_specs(params, mesh, config)
+    return map_with_paths(lambda path, _: NamedSharding(mesh, specs[path]), params)
+
+
+def _owner(path: str, shape: tuple[int, ...], shapes: dict[str, tuple[int, ...]]) -> str | None:
+    parts = path.split("/")
+    for start in range(1, len(parts)):  # the longest suffix first; the first part names the field
+        suffix = "/".join(parts[start:])
+        if parts[0] in ("params", "opt_state") and shapes.get(suffix) == shape:
+            return suffix
+    return None

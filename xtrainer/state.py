@@ -1,0 +1,129 @@
+"""What changes from step to step? One immutable tree of arrays, and a few numbers on the host."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from xtrainer.errors import CheckpointError
+from xtrainer.types import JSON, PRNGKey, PyTree
+
+
+class GuardState(flax.struct.PyTreeNode):
+    """What the guard has refused so far; every field is an int32 of shape ``()``.
+
+    Attributes:
+        skipped: Steps refused since the beginning of the run.
+        consecutive: Steps refused in a row, up to now.
+        first: The step that began the present row of refused steps, 0 where there is none.
+    """
+
+    skipped: jax.Array
+    consecutive: jax.Array
+    first: jax.Array
+
+    @classmethod
+    def create(cls) -> "GuardState":
+        """Returns the state of a guard that has refused nothing."""
+        return cls(*(jnp.zeros((), jnp.int32) for _ in range(3)))
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """Everything a training step reads and writes; arrays only, so that all of it can be donated.
+
+    Attributes:
+        step: int32 ``()``, the number of batches taken, refused ones included.
+        params: The model's parameters.
+        opt_state: The state of the Optax transformation.
+        mutable_variables: Collections the model updates itself, such as ``batch_stats``, by name.
+        rng: Typed key ``()``; never advanced, each step folds its number in.
+        guard: What the guard has refused.
+    """
+
+    step: jax.Array
+    params: PyTree
+    opt_state: PyTree
+    mutable_variables: dict[str, Any]
+    rng: PRNGKey
+    guard: GuardState
+
+    @classmethod
+    def create(
+        cls,
+        params: PyTree,
+        optimizer: optax.GradientTransformation,
+        rng: PRNGKey,
+        mutable_variables: dict[str, Any] | None = None,
+    ) -> "TrainState":
+        """Returns the state before the first step.
+
+        Example:
+            >>> state = TrainState.create({"w": jnp.ones(2)}, optax.sgd(0.1), jax.random.key(0))
+            >>> int(state.step)
+            0
+        """
+        return cls(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            opt_state=optimizer.init(params),
+            mutable_variables=dict(mutable_variables or {}),
+            rng=rng,
+            guard=GuardState.create(),
+        )
+
+
+@dataclass
+class Progress:
+    """How far a run is; plain numbers on the host, saved with every checkpoint.
+
+    Attributes:
+        step: Batches taken by the state; the number of the newest step.
+        epochs_done: Finished epochs; the epoch under way has the number ``epochs_done + 1``.
+        step_in_epoch: Steps of the epoch under way.
+        examples: Rows trained on, padding not counted.
+        skipped: Steps that the guard refused.
+        validations: Finished validations.
+        best: For each monitored metric its best ``value`` with ``step`` and ``epoch``.
+    """
+
+    step: int = 0
+    epochs_done: int = 0
+    step_in_epoch: int = 0
+    examples: int = 0
+    skipped: int = 0
+    validations: int = 0
+    best: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch under way, or the one that has just ended."""
+        return self.epochs_done + (1 if self.step_in_epoch or not self.epochs_done else 0)
+
+    def to_json(self) -> dict[str, JSON]:
+        """Returns the numbers as JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Progress":
+        """Returns the progress that :meth:`to_json` described.
+
+        Raises:
+            CheckpointError: If a number is missing, negative or not a whole number.
+        """
+        numbers = [f.name for f in fields(cls) if f.name != "best"]
+        wrong = {
+            name: data.get(name)
+            for name in numbers
+            if type(data.get(name)) is not int or data[name] < 0
+        }
+        if wrong or not isinstance(data.get("best"), Mapping):
+            raise CheckpointError(
+                f"The progress in the checkpoint has {wrong or {'best': data.get('best')}}, "
+                "expected whole numbers >= 0 and a mapping 'best'. The checkpoint is damaged; use another."
+            )
+        best = {str(name): dict(entry) for name, entry in data["best"].items()}
+        return cls(**{name: data[name] for name in numbers}, best=best)

@@ -1,0 +1,31 @@
+"""What is one step? Pure functions from (state, batch) to (state, metrics).
+
+Synopsis:
+    step = make_train_step(loss_function, model.apply, optimizer, StepSettings(accumulate_steps=4))
+    state, metrics, report = jax.jit(step, donate_argnums=0)(state, batch)
+"""
+
+from xtrainer.step.apply import BoundApply
+from xtrainer.step.compile import EvalExecutor, PlacedBatch, TrainExecutor
+from xtrainer.step.evaluate import make_eval_step
+from xtrainer.step.guard import StepReport
+from xtrainer.step.loss import LossTerms, describe_loss
+from xtrainer.step.precision import PrecisionConfig, cast_floating
+from xtrainer.step.settings import StepSettings
+from xtrainer.step.train import make_train_step, train_layout
+
+__all__ = [
+    "BoundApply",
+    "EvalExecutor",
+    "LossTerms",
+    "PlacedBatch",
+    "PrecisionConfig",
+    "StepReport",
+    "StepSettings",
+    "TrainExecutor",
+    "cast_floating",
+    "describe_loss",
+    "make_eval_step",
+    "make_train_step",
+    "train_layout",
+]

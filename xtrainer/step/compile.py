@@ -1,0 +1,161 @@
+"""How is a step compiled? Donated, with explicit shardings, once for each shape of batch."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from xtrainer.metrics import DeviceMetrics, MetricLayout
+from xtrainer.parallel import BatchLayout
+from xtrainer.state import TrainState
+from xtrainer.step.settings import StepSettings
+from xtrainer.types import BatchLike
+
+
+@dataclass(frozen=True)
+class PlacedBatch:
+    """A batch on the devices.
+
+    Attributes:
+        data: The user's pytree of global arrays.
+        row_mask: bool ``(rows,)``, False for padding.
+        rows: Rows including padding.
+        examples: Rows without padding.
+    """
+
+    data: BatchLike
+    row_mask: jax.Array
+    rows: int
+    examples: int
+
+
+class _Executor:
+    """What the two executors share: the layout, and new windows."""
+
+    def __init__(
+        self, metric_layout: MetricLayout, state_shardings: Any, layout: BatchLayout, debug: bool
+    ) -> None:
+        self._state_shardings = state_shardings
+        self._layout = layout
+        self._debug = debug
+        self._compiled: dict[Any, Callable[..., Any]] = {}
+        with jax.ensure_compile_time_eval():
+            self._zeros = jax.tree.map(np.asarray, DeviceMetrics.zeros(metric_layout))
+
+    def new_window(self) -> DeviceMetrics:
+        """Returns an empty window on the devices."""
+        # A copy: on the CPU a device array may share memory with the host array it came from.
+        return jax.device_put(jax.tree.map(np.copy, self._zeros), self._layout.replicated)
+
+    def _jit(self, function: Callable[..., Any], rows: int, outputs: Any, donate: Any) -> Any:
+        if self._debug:
+            return function
+        batch = self._layout.sharding(rows)
+        return jax.jit(
+            function,
+            in_shardings=(self._state_shardings, batch, batch, self._layout.replicated),
+            out_shardings=outputs,
+            donate_argnums=donate,
+        )
+
+
+class TrainExecutor(_Executor):
+    """Runs training steps; state and metrics are donated.
+
+    Args:
+        make_step: From settings to a step function, see :func:`xtrainer.step.make_train_step`.
+        settings: Settings for a full batch.
+        metric_layout: Of the step's metrics.
+        state_shardings: A sharding per leaf of the state.
+        layout: Mesh and batch axes.
+        donate_state: Whether the state given to a call may be overwritten.
+        debug: Leave the step uncompiled.
+    """
+
+    def __init__(
+        self,
+        make_step: Callable[[StepSettings], Callable[..., Any]],
+        settings: StepSettings,
+        metric_layout: MetricLayout,
+        state_shardings: Any,
+        layout: BatchLayout,
+        donate_state: bool = True,
+        debug: bool = False,
+    ) -> None:
+        super().__init__(metric_layout, state_shardings, layout, debug)
+        self._make_step = make_step
+        self._settings = settings
+        self._donate = (0, 3) if donate_state else (3,)
+
+    def __call__(
+        self, state: TrainState, batch: PlacedBatch, window: DeviceMetrics
+    ) -> tuple[TrainState, DeviceMetrics, jax.Array]:
+        """Returns the next state, the metrics with this step in them, and the step's report."""
+        step = self._compiled.get(batch.rows)
+        if step is None:
+            step = self._compiled[batch.rows] = self._compile(batch.rows)
+        return step(state, batch.data, batch.row_mask, window)
+
+    def _compile(self, rows: int) -> Callable[..., Any]:
+        pieces = micro_batches(rows, self._settings.accumulate_steps)
+        function = self._make_step(dataclasses.replace(self._settings, accumulate_steps=pieces))
+        whole = self._layout.replicated
+        return self._jit(function, rows, (self._state_shardings, whole, whole), self._donate)
+
+
+class EvalExecutor(_Executor):
+    """Runs evaluation steps; the metrics are donated, the state is not.
+
+    Args:
+        step: See :func:`xtrainer.step.make_eval_step`.
+        metric_layout: Of the step's metrics.
+        state_shardings: A sharding per leaf of the state.
+        layout: Mesh and batch axes.
+        debug: Leave the step uncompiled.
+    """
+
+    def __init__(
+        self,
+        step: Callable[..., DeviceMetrics],
+        metric_layout: MetricLayout,
+        state_shardings: Any,
+        layout: BatchLayout,
+        debug: bool = False,
+    ) -> None:
+        super().__init__(metric_layout, state_shardings, layout, debug)
+        self._step = step
+
+    def __call__(
+        self, state: TrainState, batch: PlacedBatch, window: DeviceMetrics
+    ) -> tuple[DeviceMetrics, jax.Array]:
+        """Returns the metrics with this batch in them, and an array to wait for this batch by."""
+        spread = self._layout.divides(batch.rows)
+        step = self._compiled.get(spread)
+        if step is None:
+            whole = self._layout.replicated
+            step = self._compiled[spread] = self._jit(self._run, batch.rows, whole, (3,))
+        return step(state, batch.data, batch.row_mask, window)
+
+    def _run(
+        self, state: TrainState, data: BatchLike, row_mask: jax.Array, window: DeviceMetrics
+    ) -> tuple[DeviceMetrics, jax.Array]:
+        window = self._step(state, data, row_mask, window)
+        # The window is donated to the next call; a sum of it is not and can be waited for.
+        return window, window.packed.sum()
+
+
+def micro_batches(rows: int, accumulate_steps: int) -> int:
+    """Returns into how many pieces a batch is divided: as many as asked for, where that divides.
+
+    A remainder of another size takes the next larger number that divides it, so that no micro-batch
+    is larger than those of a full batch.
+
+    Example:
+        >>> micro_batches(16, 4), micro_batches(6, 4), micro_batches(3, 4)
+        (4, 6, 3)
+    """
+    at_least = min(accumulate_steps, rows)
+    return next(pieces for pieces in range(at_least, rows + 1) if rows % pieces == 0)

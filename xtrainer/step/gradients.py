@@ -1,0 +1,152 @@
+"""What is the gradient of a whole batch, in how many pieces?
+
+Sums are accumulated and divided once by the whole weight, so that the number of micro-batches does
+not change the result.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+
+from xtrainer.errors import BatchError
+from xtrainer.parallel import BatchLayout
+from xtrainer.step.loss import LossTerms, evaluate_loss
+from xtrainer.step.precision import cast_floating
+from xtrainer.step.settings import StepSettings
+from xtrainer.types import ApplyFn, BatchLike, LossFunction, PRNGKey, PyTree
+
+
+class BatchGradient(flax.struct.PyTreeNode):
+    """The gradient of the mean loss of a batch.
+
+    Attributes:
+        grads: float32, the shape of the parameters.
+        terms: The sums of the whole batch.
+    """
+
+    grads: PyTree
+    terms: LossTerms
+
+
+def make_gradient_fn(
+    loss_function: LossFunction, apply_fn: ApplyFn, settings: StepSettings
+) -> Callable[[PyTree, Any, BatchLike, jax.Array, PRNGKey], BatchGradient]:
+    """Returns ``gradient(params, mutable, batch, row_mask, rng)``.
+
+    Args:
+        loss_function: The user's loss.
+        apply_fn: The model's ``apply``.
+        settings: Micro-batches, precision, layout.
+    """
+
+    def loss_sum(
+        params: PyTree, mutable: Any, batch: BatchLike, mask: jax.Array, rng: PRNGKey
+    ) -> tuple[jax.Array, LossTerms]:
+        terms = evaluate_loss(
+            loss_function, apply_fn, settings, params, mutable, batch, mask, rng, train=True
+        )
+        return terms.value, terms
+
+    differentiate = jax.grad(loss_sum, has_aux=True)
+
+    def micro(params: PyTree, mutable: Any, batch: Any, mask: Any, rng: PRNGKey) -> BatchGradient:
+        grads, terms = differentiate(params, mutable, batch, mask, rng)
+        grads = cast_floating(grads, "float32")
+        if settings.param_shardings is not None:
+            grads = jax.lax.with_sharding_constraint(grads, settings.param_shardings)
+        return BatchGradient(grads, terms)
+
+    def gradient(
+        params: PyTree, mutable: Any, batch: BatchLike, mask: jax.Array, rng: PRNGKey
+    ) -> BatchGradient:
+        params = cast_floating(params, settings.precision.compute_dtype)
+        count = settings.accumulate_steps
+        if count == 1:
+            total = micro(params, mutable, batch, mask, jax.random.fold_in(rng, 0))
+        else:
+            pieces = split_rows((batch, mask), count, settings.layout)
+            if settings.accumulate_scan:
+                first = jax.tree.map(lambda x: x[0], pieces)
+                _, terms = jax.eval_shape(loss_sum, params, mutable, *first, rng)
+                total = _scan(micro, terms, params, mutable, pieces, rng, count)
+            else:
+                total = _loop(micro, params, mutable, pieces, rng, count)
+        weight = total.terms.weight
+        scale = jnp.where(weight == 0, 0.0, 1.0 / jnp.where(weight == 0, 1.0, weight))
+        return total.replace(grads=jax.tree.map(lambda g: g * scale, total.grads))
+
+    return gradient
+
+
+def split_rows(tree: PyTree, count: int, layout: BatchLayout | None) -> PyTree:
+    """Returns the tree with rows ``(B, ...)`` as micro-batches ``(count, B // count, ...)``.
+
+    Micro-batch ``i`` holds the rows ``i, i + count, ...``, so that each stays spread over all
+    devices and no row changes its device.
+
+    Raises:
+        BatchError: If ``count`` does not divide the rows.
+    """
+    rows = jax.tree.leaves(tree)[0].shape[0]
+    if rows % count:
+        raise BatchError(
+            f"A batch of {rows} rows does not divide into gradient_accumulate_steps={count} "
+            "micro-batches of one size. Change the batch size or the number of steps."
+        )
+
+    def split(x: jax.Array) -> jax.Array:
+        x = x.reshape(rows // count, count, *x.shape[1:]).swapaxes(0, 1)
+        if layout is None or not layout.divides(rows // count):
+            return x
+        return jax.lax.with_sharding_constraint(x, NamedSharding(layout.mesh, layout.split_spec()))
+
+    return jax.tree.map(split, tree)
+
+
+def _add(total: BatchGradient, part: BatchGradient) -> BatchGradient:
+    a, b = total.terms, part.terms
+    terms = b.replace(
+        value=a.value + b.value,
+        weight=a.weight + b.weight,
+        sums=a.sums + b.sums,
+        counts=a.counts + b.counts,
+    )
+    return BatchGradient(jax.tree.map(jnp.add, total.grads, part.grads), terms)
+
+
+def _loop(
+    micro: Callable, params: PyTree, mutable: Any, pieces: Any, rng: PRNGKey, count: int
+) -> BatchGradient:
+    parts = []
+    for index in range(count):
+        batch, mask = jax.tree.map(lambda x, i=index: x[i], pieces)
+        parts.append(micro(params, mutable, batch, mask, jax.random.fold_in(rng, index)))
+        mutable = parts[-1].terms.mutable
+    return functools.reduce(_add, parts)
+
+
+def _scan(
+    micro: Callable,
+    shapes: LossTerms,
+    params: PyTree,
+    mutable: Any,
+    pieces: Any,
+    rng: PRNGKey,
+    count: int,
+) -> BatchGradient:
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    grads = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
+    start = BatchGradient(grads, zeros.replace(mutable=dict(mutable)))
+
+    def body(total: BatchGradient, xs: Any) -> tuple[BatchGradient, None]:
+        index, (batch, mask) = xs
+        key = jax.random.fold_in(rng, index)
+        return _add(total, micro(params, total.terms.mutable, batch, mask, key)), None
+
+    total, _ = jax.lax.scan(body, start, (jnp.arange(count), pieces))
+    return total

@@ -1,0 +1,45 @@
+"""What does a step do besides the loss? The settings of the pure step functions."""
+
+from dataclasses import dataclass, field
+
+from xtrainer.parallel import BatchLayout
+from xtrainer.step.precision import PrecisionConfig
+from xtrainer.types import PyTree
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """Settings of :func:`make_train_step` and :func:`make_eval_step`.
+
+    Attributes:
+        accumulate_steps: Micro-batches per update.
+        accumulate_scan: Scan over the micro-batches; otherwise a loop unrolled while tracing.
+        precision: Dtypes of parameters and computation.
+        nonfinite_limit: Refused steps in a row after which every later step is refused as well, so
+            that the state stays as it was; None: no limit.
+        train_log_modes: What is logged of a training metric that does not say so itself.
+        intermediates_log_modes: The same for what the model sows.
+        log_intermediates: Turn the collection ``intermediates`` into metrics.
+        log_grad_norm: Add the metric ``grad_norm``.
+        log_grad_norm_per_param: Add ``grad_norm/PATH`` for each parameter.
+        log_param_norm: Add the metric ``param_norm``.
+        log_param_norm_per_param: Add ``param_norm/PATH`` for each parameter.
+        seed_eval: Seed of the random numbers of evaluation.
+        layout: Mesh and batch axes for constraints on activations; None: one device.
+        param_shardings: Sharding of each parameter, kept by the gradient sums; None: none.
+    """
+
+    accumulate_steps: int = 1
+    accumulate_scan: bool = True
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    nonfinite_limit: int | None = 1
+    train_log_modes: tuple[str, ...] = ("mean",)
+    intermediates_log_modes: tuple[str, ...] = ("mean",)
+    log_intermediates: bool = False
+    log_grad_norm: bool = True
+    log_grad_norm_per_param: bool = False
+    log_param_norm: bool = True
+    log_param_norm_per_param: bool = False
+    seed_eval: int = 0
+    layout: BatchLayout | None = None
+    param_shardings: PyTree | None = None

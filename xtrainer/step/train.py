@@ -1,0 +1,118 @@
+"""What does a training step do? Gradient, update, guard, metrics: one pure function."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from xtrainer.metrics import (
+    DeviceMetrics,
+    MetricLayout,
+    accumulate,
+    global_norm,
+    norms_per_param,
+)
+from xtrainer.state import TrainState
+from xtrainer.step.gradients import BatchGradient, make_gradient_fn
+from xtrainer.step.guard import all_finite, guard_step, report_of
+from xtrainer.step.settings import StepSettings
+from xtrainer.tree import flatten_with_paths
+from xtrainer.types import ApplyFn, BatchLike, LossFunction, PyTree
+
+TrainStepFn = Callable[..., tuple[TrainState, DeviceMetrics, jax.Array]]
+
+
+def make_train_step(
+    loss_function: LossFunction,
+    apply_fn: ApplyFn,
+    optimizer: optax.GradientTransformation,
+    settings: StepSettings | None = None,
+) -> TrainStepFn:
+    """Returns ``step(state, batch, row_mask=None, metrics=None) -> (state, metrics, report)``.
+
+    The function is pure and not compiled. ``row_mask`` (bool ``(rows,)``) is False for padded rows;
+    ``metrics`` is the window to add to, a new one where None; ``report`` is int32 ``(4,)``, see
+    :class:`xtrainer.step.StepReport`. Random numbers come from ``(state.rng, step, micro-batch)``.
+
+    Args:
+        loss_function: ``(params, apply_fn, batch, rng, train) -> (loss, (metrics, mutable))``.
+        apply_fn: The model's ``apply(variables, *args, **kwargs)``.
+        optimizer: Any Optax transformation.
+        settings: What else the step does.
+
+    Example:
+        >>> def loss(params, apply_fn, batch, rng, train=True):
+        ...     return (apply_fn(params, batch["x"]) - batch["y"]) ** 2, ({}, {})
+        >>> step = make_train_step(loss, lambda params, x: x * params["w"], optax.sgd(0.1))
+        >>> state = TrainState.create({"w": jnp.zeros(())}, optax.sgd(0.1), jax.random.key(0))
+        >>> state, _, _ = jax.jit(step)(state, {"x": jnp.ones(4), "y": jnp.ones(4)})
+        >>> round(float(state.params["w"]), 3)
+        0.2
+    """
+    settings = settings or StepSettings()
+    gradient = make_gradient_fn(loss_function, apply_fn, settings)
+
+    def step(
+        state: TrainState,
+        batch: BatchLike,
+        row_mask: jax.Array | None = None,
+        metrics: DeviceMetrics | None = None,
+    ) -> tuple[TrainState, DeviceMetrics, jax.Array]:
+        if row_mask is None:
+            row_mask = jnp.ones(jax.tree.leaves(batch)[0].shape[0], bool)
+        rng = jax.random.fold_in(state.rng, state.step)
+        result = gradient(state.params, state.mutable_variables, batch, row_mask, rng)
+        updates, opt_state = optimizer.update(result.grads, state.opt_state, state.params)
+        proposed = state.replace(
+            params=optax.apply_updates(state.params, updates),
+            opt_state=opt_state,
+            mutable_variables=result.terms.mutable,
+        )
+        finite = all_finite(result.terms.value, result.grads, updates, result.terms.mutable)
+        new_state, accepted = guard_step(state, proposed, finite, settings.nonfinite_limit)
+        metrics = _add_metrics(settings, metrics, result, state.params, accepted)
+        return new_state, metrics, report_of(new_state)
+
+    return step
+
+
+def train_layout(
+    terms_layout: MetricLayout, params: PyTree, settings: StepSettings
+) -> MetricLayout:
+    """Returns the layout of a training step's metrics: those of the loss, then the norms."""
+    modes = dict(zip(terms_layout.names, terms_layout.modes, strict=True))
+    return MetricLayout.of(modes | dict.fromkeys(_norm_names(params, settings), ("mean",)))
+
+
+def _norm_names(params: PyTree, settings: StepSettings) -> list[str]:
+    paths = list(flatten_with_paths(params))
+    names = ["grad_norm"] if settings.log_grad_norm else []
+    names += ["param_norm"] if settings.log_param_norm else []
+    names += [f"grad_norm/{path}" for path in paths if settings.log_grad_norm_per_param]
+    names += [f"param_norm/{path}" for path in paths if settings.log_param_norm_per_param]
+    return names
+
+
+def _norm_values(grads: PyTree, params: PyTree, settings: StepSettings) -> list[jax.Array]:
+    values = [global_norm(grads)] if settings.log_grad_norm else []
+    values += [global_norm(params)] if settings.log_param_norm else []
+    values += list(norms_per_param(grads).values()) if settings.log_grad_norm_per_param else []
+    values += list(norms_per_param(params).values()) if settings.log_param_norm_per_param else []
+    return values
+
+
+def _add_metrics(
+    settings: StepSettings,
+    window: DeviceMetrics | None,
+    result: BatchGradient,
+    params: Any,
+    accepted: jax.Array,
+) -> DeviceMetrics:
+    if window is None:
+        window = DeviceMetrics.zeros(train_layout(result.terms.layout, params, settings))
+    norms = jnp.asarray(_norm_values(result.grads, params, settings), jnp.float32)
+    sums = jnp.concatenate([result.terms.sums, norms])
+    counts = jnp.concatenate([result.terms.counts, jnp.ones_like(norms)])
+    return accumulate(window, sums, counts, accepted)

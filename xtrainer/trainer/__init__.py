@@ -1,0 +1,15 @@
+"""What does the user subclass? ``TrainerModule``, its configs, and the state it starts from.
+
+Synopsis:
+    class Classifier(TrainerModule):
+        def loss_function(self, params, apply_fn, batch, rng, train=True): ...
+
+    trainer = Classifier(TrainerConfig(), ModelConfig(model_class=Net), OptimizerConfig(), batch)
+    trainer.train_model(train_loader, val_loader, num_epochs=3)
+"""
+
+from xtrainer.trainer.assemble import init_state
+from xtrainer.trainer.config import ModelConfig, TrainerConfig
+from xtrainer.trainer.module import TrainerModule
+
+__all__ = ["ModelConfig", "TrainerConfig", "TrainerModule", "init_state"]

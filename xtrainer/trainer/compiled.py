@@ -1,0 +1,109 @@
+"""Which compiled steps does a trainer run, and in which shape do they want a batch?"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from xtrainer.data import num_rows
+from xtrainer.parallel import BatchLayout
+from xtrainer.state import TrainState
+from xtrainer.step import (
+    EvalExecutor,
+    LossTerms,
+    StepSettings,
+    TrainExecutor,
+    describe_loss,
+    make_eval_step,
+    train_layout,
+)
+from xtrainer.trainer.batches import BatchPreparer
+from xtrainer.trainer.config import TrainerConfig
+from xtrainer.types import ApplyFn, BatchLike, LossFunction
+
+
+def step_settings(config: TrainerConfig, layout: BatchLayout, state: TrainState) -> StepSettings:
+    """Returns the settings of the step functions."""
+    return StepSettings(
+        accumulate_steps=config.gradient_accumulate_steps,
+        accumulate_scan=config.gradient_accumulate_scan,
+        precision=config.precision,
+        nonfinite_limit=config.nonfinite_limit,
+        train_log_modes=tuple(config.default_train_log_modes),
+        intermediates_log_modes=tuple(config.intermediates_log_modes),
+        log_intermediates=config.log_intermediates,
+        log_grad_norm=config.log_grad_norm,
+        log_grad_norm_per_param=config.log_grad_norm_per_param,
+        log_param_norm=config.log_param_norm,
+        log_param_norm_per_param=config.log_param_norm_per_param,
+        seed_eval=config.seed_eval,
+        layout=layout,
+        param_shardings=shardings_of(state.params),
+    )
+
+
+def shardings_of(tree: Any) -> Any:
+    """Returns the sharding of each leaf."""
+    return jax.tree.map(lambda x: x.sharding, tree)
+
+
+def loss_terms(
+    loss_function: LossFunction,
+    apply_fn: ApplyFn,
+    settings: StepSettings,
+    state: TrainState,
+    batch: BatchLike,
+    train: bool,
+) -> LossTerms:
+    """Returns the shapes of what the loss gives for a batch, and the names of its metrics."""
+    return describe_loss(loss_function, apply_fn, settings, state, batch, num_rows(batch), train)
+
+
+def train_parts(
+    make_step: Callable[[StepSettings], Any],
+    terms: LossTerms,
+    settings: StepSettings,
+    layout: BatchLayout,
+    config: TrainerConfig,
+    state: TrainState,
+    batch: BatchLike,
+) -> tuple[TrainExecutor, BatchPreparer]:
+    """Returns the compiled training step and what prepares its batches.
+
+    Args:
+        make_step: From settings to a step function.
+        terms: Of :func:`loss_terms` with ``train=True``.
+        settings: For a full batch.
+        layout: Mesh and batch axes.
+        config: Donation, debugging.
+        state: Its layout is kept.
+        batch: Every batch must look like it, but for its rows.
+    """
+    executor = TrainExecutor(
+        make_step,
+        settings,
+        train_layout(terms.layout, state.params, settings),
+        shardings_of(state),
+        layout,
+        config.donate_train_state,
+        config.debug,
+    )
+    pieces = settings.accumulate_steps
+    return executor, BatchPreparer(layout, terms.paddable, pieces, batch)
+
+
+def eval_parts(
+    loss_function: LossFunction,
+    apply_fn: ApplyFn,
+    settings: StepSettings,
+    layout: BatchLayout,
+    config: TrainerConfig,
+    state: TrainState,
+    batch: BatchLike,
+    step: Any = None,
+) -> tuple[EvalExecutor, BatchPreparer]:
+    """Returns the compiled evaluation step of a loss and what prepares its batches."""
+    terms = loss_terms(loss_function, apply_fn, settings, state, batch, train=False)
+    step = make_eval_step(loss_function, apply_fn, settings) if step is None else step
+    executor = EvalExecutor(step, terms.layout, shardings_of(state), layout, config.debug)
+    return executor, BatchPreparer(layout, terms.paddable)

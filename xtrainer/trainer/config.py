@@ -1,0 +1,126 @@
+"""What is asked of a trainer and of its model?"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from xtrainer.callbacks import CallbackConfig
+from xtrainer.config import Config
+from xtrainer.errors import did_you_mean
+from xtrainer.loggers import LoggerConfig
+from xtrainer.metrics import LOG_MODES
+from xtrainer.parallel import ParallelConfig
+from xtrainer.registry import models
+from xtrainer.step import PrecisionConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig(Config):
+    """How a model is trained, checked and logged."""
+
+    seed: int = 0
+    """Seed of initialization and training, 0 to 2**32 - 1."""
+    debug: bool = False
+    """Leave training and evaluation steps uncompiled: slow, but they can be stepped through."""
+    donate_train_state: bool = True
+    """Let a step overwrite the state it is given. The old state cannot be used afterwards."""
+    enable_progress_bar: bool = True
+    """Draw progress bars, on the main process and on a terminal only."""
+    gradient_accumulate_steps: int = 1
+    """Micro-batches that a batch is divided into; the update is that of the whole batch."""
+    gradient_accumulate_scan: bool = True
+    """Scan over the micro-batches; otherwise unroll them, which compiles longer and needs more
+    memory."""
+    check_val_every_n_epoch: int = 1
+    """Epochs between validations at the end of an epoch; -1: none."""
+    check_val_every_n_steps: int = -1
+    """Steps between validations within epochs; -1: none. Both kinds can be used together."""
+    check_for_nan: bool = True
+    """End the run as ``nonfinite_policy`` says when a step is not finite. Such a step never changes
+    the state, with False neither: it is then refused, counted, and training goes on."""
+    nonfinite_policy: Literal["stop", "skip"] = "stop"
+    """``stop``: end with the first step that is not finite. ``skip``: refuse such steps and end
+    after ``max_consecutive_nonfinite`` of them in a row."""
+    max_consecutive_nonfinite: int = 10
+    """Refused steps in a row that end a run with the policy ``skip``."""
+    max_steps_in_flight: int = 2
+    """Steps that may be dispatched before the first of them has ended. Unbounded queues abort runs
+    on several CPU devices, and the bound costs nothing where steps are long."""
+    log_grad_norm: bool = True
+    """Log the norm of the whole gradient, before clipping."""
+    log_grad_norm_per_param: bool = False
+    """Log the norm of each parameter's gradient."""
+    log_param_norm: bool = True
+    """Log the norm of all parameters."""
+    log_param_norm_per_param: bool = False
+    """Log the norm of each parameter."""
+    log_intermediates: bool = False
+    """Log scalars that the model records with ``self.sow("intermediates", name, value)``."""
+    default_train_log_modes: list[str] = field(default_factory=lambda: ["mean"])
+    """What is logged of each training metric over the steps of a row: ``mean`` and
+    ``mean_nopostfix``, ``single`` (the last step), ``max``, ``min``, ``sum``, ``std``. A metric can
+    ask for others with ``log_modes``. Validation logs the mean."""
+    intermediates_log_modes: list[str] = field(default_factory=lambda: ["mean"])
+    """The same for intermediates."""
+    logger: LoggerConfig | None = field(default_factory=LoggerConfig)
+    """Where metrics go; None: nowhere."""
+    callbacks: list[CallbackConfig] = field(default_factory=list)
+    """What else happens, in this order."""
+    seed_eval: int = 0
+    """Seed of evaluation, for models that draw random numbers there."""
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    """Dtypes of parameters and computation."""
+
+    def problems(self) -> list[str]:
+        """Returns numbers and names that cannot work."""
+        found = []
+        for name in ("seed", "seed_eval"):
+            value = getattr(self, name)
+            if not 0 <= value < 2**32:  # larger seeds would be cut off silently
+                found.append(f"{name}: found {value}, expected 0 <= seed < 2**32.")
+        for name in (
+            "gradient_accumulate_steps",
+            "max_consecutive_nonfinite",
+            "max_steps_in_flight",
+        ):
+            if getattr(self, name) < 1:
+                found.append(f"{name}: found {getattr(self, name)}, expected a number >= 1.")
+        for name in ("check_val_every_n_epoch", "check_val_every_n_steps"):
+            value = getattr(self, name)
+            if value < 1 and value != -1:
+                found.append(f"{name}: found {value}, expected >= 1, or -1 for no validation.")
+        for name in ("default_train_log_modes", "intermediates_log_modes"):
+            for mode in getattr(self, name):
+                if mode not in LOG_MODES:
+                    found.append(f"{name}: found {mode!r}. {did_you_mean(mode, LOG_MODES)}")
+        return found
+
+    @property
+    def nonfinite_limit(self) -> int | None:
+        """Refused steps in a row that end the run; None: no number of them does."""
+        if not self.check_for_nan:
+            return None
+        return 1 if self.nonfinite_policy == "stop" else self.max_consecutive_nonfinite
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(Config):
+    """Which model, with which arguments, over which devices."""
+
+    model_class: str | type | Callable[..., Any] | None = None
+    """The class, or the name it is registered under; None: the trainer's attribute
+    ``model_class``."""
+    model_config: Any = None
+    """A mapping gives keyword arguments, any other object is the one positional argument, None
+    calls ``model_class()``."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    """How the devices are divided."""
+
+    def problems(self) -> list[str]:
+        """Returns a model name that is not registered."""
+        name = self.model_class
+        if isinstance(name, str) and name not in models:
+            return [
+                f"model_class: no model is registered as {name!r}. {did_you_mean(name, models)}"
+            ]
+        return []

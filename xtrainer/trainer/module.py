@@ -1,0 +1,351 @@
+"""The class that users subclass: it trains, evaluates, saves and restores what its parts hold."""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import jax
+from jax.sharding import Mesh
+from tqdm.auto import tqdm
+
+from xtrainer.checkpoint import CheckpointItems, find_step, read_meta
+from xtrainer.errors import CheckpointNotFoundError, LoaderError
+from xtrainer.hooks import Hooks
+from xtrainer.launch import is_main_process
+from xtrainer.loop import (
+    Loaders,
+    StepHook,
+    evaluate_loader,
+    make_plan,
+    run_evaluation,
+)
+from xtrainer.metrics import DeviceMetrics, HostWindow, finish
+from xtrainer.step import TrainExecutor
+from xtrainer.trainer import overview, run, saving
+from xtrainer.trainer.parts import TrainerParts
+from xtrainer.types import BatchLike, HostMetrics
+
+
+class TrainerModule(TrainerParts):
+    """Trains, validates, checkpoints and evaluates a Flax model.
+
+    Subclass it and write :meth:`loss_function`; every other method has a default that works. Random
+    numbers, shardings and collectives are the trainer's business: the loss is written as if for one
+    device and one big batch.
+
+    Args:
+        trainer_config: How to train.
+        model_config: Which model, over which devices.
+        optimizer_config: How parameters move, or a ready Optax transformation.
+        batch: A batch, or its ``jax.ShapeDtypeStruct``s; only shapes and dtypes are used.
+        mesh: The device mesh; built from ``model_config.parallel`` where None.
+
+    Raises:
+        ConfigError: Listing every mistake in the configs, before anything is compiled.
+        BatchError: If the leaves of the batch have different leading axes.
+        MeshError: If the mesh does not fit the devices.
+    """
+
+    # Training and evaluation.
+
+    def train_model(
+        self,
+        train_loader: Iterable[BatchLike],
+        val_loader: Any = None,
+        test_loader: Any = None,
+        num_epochs: int | None = None,
+        num_train_steps: int | None = None,
+        steps_per_epoch: int | None = None,
+    ) -> dict[str, HostMetrics]:
+        """Trains up to a number of epochs or steps, and returns all validation and test metrics.
+
+        Both numbers count from the beginning of the run, so that a second call, or one after
+        ``load_model``, goes on where the state is. ``stop_reason`` says how it ended.
+
+        Args:
+            train_loader: Batches; an epoch is one pass, or ``steps_per_epoch`` batches.
+            val_loader: Validation batches, a dictionary of several sets, or None.
+            test_loader: The same for a test at the end, with the best model where one is tracked.
+            num_epochs: Epochs in all; an epoch ends with the loader's pass.
+            num_train_steps: Steps in all; the loader is iterated again as often as needed.
+            steps_per_epoch: Steps after which an epoch ends.
+
+        Returns:
+            ``val_epoch_N``, ``val_step_N`` and ``test`` with metrics by name; with several sets the
+            names begin with ``SET_``.
+
+        Raises:
+            ConfigError: For both or neither of ``num_epochs`` and ``num_train_steps``.
+            LoaderError: If a loader is empty or has ended.
+        """
+        config = self.trainer_config
+        plan = make_plan(
+            num_epochs,
+            num_train_steps,
+            steps_per_epoch,
+            config.logger.log_every_n_steps if config.logger else 50,
+            config.check_val_every_n_epoch,
+            config.check_val_every_n_steps,
+        )
+        val = self.sources.of_sets(val_loader, "val")
+        return run.train(
+            self, plan, Loaders(self.sources.of(train_loader, "train"), val), test_loader
+        )
+
+    def eval_model(self, data_loader: Any, mode: str = "val", epoch_idx: int = 0) -> HostMetrics:
+        """Returns the metrics of one or several sets and logs them under ``mode``."""
+        metrics = run_evaluation(self, self.sources.of_sets(data_loader, mode), mode, epoch_idx)
+        self.logger.log_metrics(metrics, self.global_step, mode, epoch_idx)
+        return metrics
+
+    def test_model(
+        self, test_loader: Any, apply_callbacks: bool = False, epoch_idx: int = 0
+    ) -> HostMetrics:
+        """Returns the metrics of the test sets under the present state; test hooks on request."""
+        if not apply_callbacks:
+            return self.eval_model(test_loader, "test", epoch_idx)
+        self.notify("on_test_epoch_start", epoch_idx)
+        metrics = run_evaluation(self, self.sources.of_sets(test_loader, "test"), "test", epoch_idx)
+        self.notify("on_test_epoch_end", metrics, epoch_idx)
+        self.logger.log_metrics(metrics, self.global_step, "test", epoch_idx)
+        return metrics
+
+    def test_eval_function(self, val_loader: Any) -> None:
+        """Runs the evaluation step on the first batch, which stays the first.
+
+        Raises:
+            LoaderError: If there is no batch.
+        """
+        source = self.sources.of(val_loader, "val")
+        source.new_pass()
+        try:
+            batch = self.prepare_eval_batch(source.peek())
+        except StopIteration:
+            raise LoaderError(f"The {source.name!r} loader is empty, expected a batch.") from None
+        jax.block_until_ready(
+            self.compiled_eval_step(self.state, batch, self.compiled_eval_step.new_window())
+        )
+
+    def evaluate_with(
+        self, loss_function: Callable[..., Any], loader: Iterable[BatchLike], title: str
+    ) -> HostMetrics:
+        """Returns the metrics of another loss over one pass of a loader."""
+        executor, prepare = self.compile_evaluation(loss_function)
+        window = evaluate_loader(self, self.sources.of(loader, title), executor, prepare, title)
+        return self.get_metric_postprocess_fn()(finish(HostWindow.fetch(window), missing="nan"))
+
+    def _run_model_eval(
+        self, data_loader: Any, mode: str = "", epoch_idx: int = -1
+    ) -> DeviceMetrics:
+        """Returns the metrics of one set, still on the devices."""
+        source = self.sources.of(data_loader, mode or "eval")
+        parts = (self.compiled_eval_step, self.prepare_eval_batch)
+        return evaluate_loader(self, source, *parts, mode)
+
+    def tracker(self, iterator: Any, **kwargs: Any) -> Any:
+        """Returns the iterator with a progress bar, where bars are enabled and can be seen."""
+        wanted = self.trainer_config.enable_progress_bar and is_main_process()
+        return tqdm(iterator, disable=None if wanted else True, **kwargs)
+
+    def log_training_info(
+        self,
+        num_epochs: int | None,
+        num_train_steps: int | None,
+        steps_per_epoch: int | None,
+        train_loader: Any,
+        val_loader: Any = None,
+        test_loader: Any = None,
+    ) -> None:
+        """Logs model, devices, mesh, epochs, steps and data at the start."""
+        val, test = (self.sources.of_sets(*s) for s in ((val_loader, "val"), (test_loader, "test")))
+        lengths = {source.name: source.length for source in [*val.values(), *test.values()]}
+        length = self.sources.of(train_loader, "train").length
+        plan = (num_epochs, num_train_steps, steps_per_epoch)
+        overview.log_facts(overview.training_facts(self, *plan, length, lengths))
+
+    # How the loop and the callbacks see this trainer.
+
+    @property
+    def max_steps_in_flight(self) -> int:
+        """Steps that may be dispatched before the first of them has ended."""
+        return self.trainer_config.max_steps_in_flight
+
+    @property
+    def nonfinite_limit(self) -> int | None:
+        """Refused steps in a row that end the run."""
+        return self.trainer_config.nonfinite_limit
+
+    @property
+    def guards_transfers(self) -> bool:
+        """Whether an implicit transfer in the loop is an error."""
+        return not self.trainer_config.debug
+
+    def train_executor(self) -> TrainExecutor:
+        """Returns the compiled training step."""
+        return self.compiled_train_step
+
+    def notify(self, hook: str, *args: Any) -> None:
+        """Calls a hook of this trainer and of every callback that is due."""
+        getattr(self, hook)(*args)
+        for callback in self.callbacks:
+            if callback.is_due(hook, args):
+                getattr(callback, hook)(*args)
+
+    def step_hooks(self) -> Sequence[StepHook]:
+        """Returns the ``on_training_step`` hooks that do something."""
+        own = type(self).on_training_step is not Hooks.on_training_step
+        hooks = [StepHook(1, self.on_training_step, False)] if own else []
+        for c in self.callbacks:
+            interval = c.step_interval()
+            if interval is not None:
+                hooks.append(StepHook(interval, c.on_training_step, c.needs_settled_state))
+        return hooks
+
+    def gather_checkpoint(
+        self, save_optimizer_state: bool, save_dataloader_state: bool, metrics: HostMetrics
+    ) -> CheckpointItems:
+        """Returns what a checkpoint of the present step holds."""
+        return saving.gather_items(self, save_optimizer_state, save_dataloader_state, metrics)
+
+    # Restoring.
+
+    def load_model(
+        self, step_idx: saving.StepIndex = -1, raise_if_not_found: bool = True
+    ) -> int | None:
+        """Restores this run from its own folder; the next ``train_model`` goes on from there.
+
+        Args:
+            step_idx: A step, ``"best"``, ``"latest"``, or -1 for the latest.
+            raise_if_not_found: Otherwise a missing checkpoint is a warning.
+
+        Returns:
+            The step, None where nothing was found.
+
+        Raises:
+            CheckpointNotFoundError: If there is no such checkpoint.
+            CheckpointError: If it does not fit this trainer.
+        """
+        try:
+            step_folder = find_step(saving.checkpoint_folder(self), saving.step_index(step_idx))
+        except CheckpointNotFoundError as error:
+            if raise_if_not_found:
+                raise
+            saving.warn_not_found(error)
+            return None
+        return saving.load_step(self, step_folder, load_optimizer=True)
+
+    def load_data_loaders(
+        self,
+        step_idx: saving.StepIndex = -1,
+        train_loader: Any = None,
+        val_loader: Any = None,
+        test_loader: Any = None,
+    ) -> None:
+        """Puts loaders where they were at a step, by default the present one.
+
+        Raises:
+            CheckpointNotFoundError: If there is no such checkpoint.
+        """
+        step = self.global_step if step_idx == -1 else step_idx
+        meta = read_meta(find_step(saving.checkpoint_folder(self), step))
+        given = {"train": train_loader, "val": val_loader, "test": test_loader}
+        saving.restore_sources(self.sources, meta["loaders"], given)
+
+    def restore_model(self, state_dict: dict[str, Any]) -> None:
+        """Replaces parts of the state: ``params``, and any of ``step, opt_state, rng`` and
+        ``mutable_variables``.
+
+        Raises:
+            CheckpointError: If a leaf differs in path, shape or dtype.
+        """
+        self.state = saving.restore_from_dict(self.state, state_dict)
+        self.progress.step = int(jax.device_get(self.state.step))
+
+    @staticmethod
+    def restore_data_loaders(
+        state_dict: dict[str, Any],
+        train_loader: Any = None,
+        val_loader: Any = None,
+        test_loader: Any = None,
+    ) -> None:
+        """Puts loaders with ``set_state`` where ``state_dict`` says, by ``train, val, test``."""
+        given = {"train": train_loader, "val": val_loader, "test": test_loader}
+        saving.restore_loaders(state_dict, given)
+
+    def load_pretrained_model(
+        self,
+        checkpoint_path: str | Path,
+        step_idx: saving.StepIndex = -1,
+        load_best: bool = False,
+        load_optimizer: bool = True,
+        train_loader: Any = None,
+        val_loader: Any = None,
+        test_loader: Any = None,
+        delete_params_before_loading: bool = True,
+    ) -> int:
+        """Takes the model of another run, which is only read, and returns the step it was saved at.
+
+        Args:
+            checkpoint_path: A run folder, its checkpoints, or one step's folder.
+            step_idx: A step, ``"best"``, ``"latest"``, or -1 for the latest.
+            load_best: Take the best step instead.
+            load_optimizer: Take the state of training too, and go on with it; otherwise only
+                parameters and mutable collections are taken, and training begins at step 0.
+            train_loader: Put where it was in that run.
+            val_loader: The same.
+            test_loader: The same.
+            delete_params_before_loading: Free the present parameters as soon as the new ones are
+                read. They are kept until then: a failed load changes nothing.
+
+        Raises:
+            CheckpointNotFoundError: If there is no such checkpoint.
+            CheckpointError: If it does not fit this trainer.
+        """
+        which = "best" if load_best else saving.step_index(step_idx)
+        step_folder = find_step(Path(checkpoint_path).expanduser(), which)
+        old = self.state
+        step = saving.load_step(self, step_folder, load_optimizer)
+        if delete_params_before_loading:
+            saving.delete_model(old, kept=self.state)
+        given = {"train": train_loader, "val": val_loader, "test": test_loader}
+        saving.restore_sources(self.sources, read_meta(step_folder)["loaders"], given)
+        return step
+
+    @classmethod
+    def load_from_checkpoint(
+        cls,
+        checkpoint: str | Path,
+        exmp_input: BatchLike = None,
+        batch_size: int = -1,
+        *,
+        model_class: Any = None,
+        mesh: Mesh | None = None,
+    ) -> Self:
+        """Returns a trainer with the configs and the model of a checkpoint, ready to evaluate.
+
+        It has no logger and no callbacks, so that the run it came from stays as it is.
+
+        Args:
+            checkpoint: A run folder (the best step is taken where one was tracked, else the newest)
+                or one step's folder.
+            exmp_input: A batch for its shapes; needed only where batches are of a class of yours.
+            batch_size: Rows of the example batch; -1: as many as it has.
+            model_class: The model's class; else that of this class, else the registered name.
+            mesh: The device mesh; else built as the checkpoint's config says.
+
+        Raises:
+            CheckpointNotFoundError: If there is no checkpoint.
+            CheckpointError: If it cannot be read or does not fit the model.
+            ConfigError: If the model's class cannot be known.
+        """
+        step_folder = saving.best_or_latest(checkpoint)
+        meta = read_meta(step_folder)
+        configs = saving.configs_from_meta(meta, model_class or cls.model_class)
+        trainer = cls(*configs, saving.batch_from_meta(meta, exmp_input, batch_size), mesh)
+        saving.load_model_parts(trainer, step_folder, meta)
+        return trainer
+
+    @classmethod
+    def from_run(cls, folder: str | Path) -> Self:
+        """Returns a trainer with the configs and the model of a run's newest checkpoint."""
+        return cls.load_from_checkpoint(find_step(Path(folder).expanduser(), "latest"))

@@ -1,0 +1,132 @@
+"""In what order does ``train_model`` begin, end, and clean up after an error?"""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from xtrainer.checkpoint import restore_partial
+from xtrainer.data import LoaderSource
+from xtrainer.errors import BatchError
+from xtrainer.loop import Loaders, Plan, StopReason, run_training
+from xtrainer.trainer.saving import MODEL_PARTS, checkpoint_callback, config_to_json
+from xtrainer.trainer.view import TrainerView
+from xtrainer.types import HostMetrics
+
+_LOG = logging.getLogger(__name__)
+
+
+def train(
+    trainer: TrainerView, plan: Plan, loaders: Loaders, test_loader: Any
+) -> dict[str, HostMetrics]:
+    """Runs a plan; whatever happens, everything is closed and the first error is raised.
+
+    Raises:
+        Exception: What the loader, a callback, a logger or the step raised.
+    """
+    trainer.stop_reason, trainer.stop_detail = None, ""
+    results: dict[str, HostMetrics] = {}
+    try:
+        _start(trainer, plan, loaders, test_loader)
+        results = run_training(trainer, loaders, plan)
+        _LOG.info("%s %s", _reason(trainer).value, trainer.stop_detail)
+        trainer.notify("on_training_end")
+        if test_loader is not None and _reason(trainer) is not StopReason.NONFINITE:
+            results["test"] = _test_best(trainer, test_loader)
+    except BaseException as error:
+        trainer.stop_reason, trainer.stop_detail = StopReason.FAILED, repr(error)
+        hooks = [lambda c=c, e=error: c.on_exception(e) for c in [trainer, *trainer.callbacks]]
+        _run_all(hooks, first=error)
+        _close(trainer, first=error)
+        raise
+    _close(trainer, first=None)
+    return results
+
+
+def _reason(trainer: TrainerView) -> StopReason:
+    return trainer.stop_reason or StopReason.FINISHED
+
+
+def _start(trainer: TrainerView, plan: Plan, loaders: Loaders, test_loader: Any) -> None:
+    """Checks what can be checked before a step is compiled, and says what is about to run."""
+    if not plan.done(trainer.progress):
+        _check_first_batch(trainer, loaders.train)
+    trainer.has_validation = bool(loaders.val)
+    trainer.total_steps = plan.total_steps(loaders.train.length)
+    _reset_guard(trainer)
+    trainer.notify("on_training_start")
+    trainer.logger.log_config(config_to_json(trainer))
+    val = loaders.val.get(None, loaders.val or None)
+    trainer.log_training_info(
+        plan.num_epochs, plan.num_train_steps, plan.steps_per_epoch, loaders.train, val, test_loader
+    )
+    if loaders.val and not plan.done(trainer.progress):
+        for source in loaders.val.values():
+            trainer.test_eval_function(source)
+
+
+def _check_first_batch(trainer: TrainerView, source: LoaderSource) -> None:
+    try:
+        trainer.prepare_train_batch.check_full(source.peek())
+    except StopIteration:
+        return  # the loop starts the next pass, and says so if that is empty too
+    except BatchError as error:
+        error.add_note("This is the first batch of the training loader.")
+        raise
+
+
+def _reset_guard(trainer: TrainerView) -> None:
+    """Lets a state that the guard has halted take steps again."""
+    guard = trainer.state.guard
+    if int(jax.device_get(guard.consecutive)):
+        zero = np.zeros((), np.int32)
+        place = guard.consecutive.sharding
+        guard = guard.replace(
+            consecutive=jax.device_put(zero, place), first=jax.device_put(zero.copy(), place)
+        )
+        trainer.state = trainer.state.replace(guard=guard)
+
+
+def _test_best(trainer: TrainerView, test_loader: Any) -> HostMetrics:
+    """Tests the best model where one is tracked; the trainer's own state stays what it is."""
+    callback = checkpoint_callback(trainer)
+    best = None if callback is None else callback.best_step()
+    last = trainer.state
+    if callback is None or best is None or best == trainer.progress.step:
+        return trainer.test_model(
+            test_loader, apply_callbacks=True, epoch_idx=trainer.progress.epoch
+        )
+    _LOG.info("Testing the best checkpoint, step %d.", best)
+    try:
+        parts = restore_partial(callback.folder / str(best), MODEL_PARTS, last)
+        trainer.state = last.replace(**parts)
+        return trainer.test_model(
+            test_loader, apply_callbacks=True, epoch_idx=trainer.progress.epoch
+        )
+    finally:
+        trainer.state = last
+
+
+def _close(trainer: TrainerView, first: BaseException | None) -> None:
+    status = _reason(trainer).status
+    actions = [lambda c=c: c.finalize(status) for c in [*trainer.callbacks, trainer]]
+    _run_all([*actions, lambda: trainer.logger.finalize(status)], first)
+
+
+def _run_all(actions: Sequence[Callable[[], None]], first: BaseException | None) -> None:
+    """Runs every action; raises the first error, or notes it where there was one before."""
+    raised: BaseException | None = None
+    for action in actions:
+        try:
+            action()
+        except BaseException as error:
+            if first is not None:
+                first.add_note(f"While closing: {type(error).__name__}: {error}")
+            elif raised is None:
+                raised = error
+            else:
+                raised.add_note(f"Then: {type(error).__name__}: {error}")
+    if raised is not None:
+        raise raised

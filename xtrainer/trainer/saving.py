@@ -1,0 +1,316 @@
+"""What does a checkpoint of a trainer hold, and how does a trainer take it back?"""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import optax
+
+from xtrainer.callbacks import Callback, ModelCheckpoint
+from xtrainer.checkpoint import (
+    CheckpointItems,
+    find_step,
+    gather_meta,
+    read_meta,
+    restore_partial,
+    restore_state,
+)
+from xtrainer.config import Config
+from xtrainer.data import LoaderPosition, batch_spec, decode_spec, encode_spec
+from xtrainer.errors import CheckpointError, CheckpointNotFoundError, ConfigError, LoaderError
+from xtrainer.optim import OptimizerConfig
+from xtrainer.parallel import copy_tree
+from xtrainer.state import Progress, TrainState
+from xtrainer.trainer.config import ModelConfig, TrainerConfig
+from xtrainer.trainer.sources import Sources
+from xtrainer.trainer.view import TrainerView
+from xtrainer.tree import flatten_with_paths
+from xtrainer.types import JSON, BatchLike, HostMetrics, PyTree, StatefulLoader
+
+_LOG = logging.getLogger(__name__)
+
+MODEL_PARTS = ("params", "mutable_variables")
+"""What a model is, without the state of its training."""
+
+StepIndex = int | Literal["best", "latest"]
+"""A step, the best or the newest one; -1 is the newest one as well."""
+
+
+def config_to_json(trainer: TrainerView) -> dict[str, JSON]:
+    """Returns all configs of a trainer."""
+    optimizer = trainer.optimizer_config
+    saved = optimizer.to_dict() if isinstance(optimizer, Config) else None
+    return {
+        "trainer": trainer.trainer_config.to_dict(),
+        "model": trainer.model_config.to_dict(),
+        "optimizer": saved,  # a ready transformation has no JSON form
+    }
+
+
+def gather_items(
+    trainer: TrainerView,
+    save_optimizer_state: bool,
+    save_dataloader_state: bool,
+    metrics: HostMetrics,
+) -> CheckpointItems:
+    """Returns what a checkpoint of the present step holds."""
+    state = trainer.state if save_optimizer_state else trainer.state.replace(opt_state=())
+    positions = trainer.sources.positions() if save_dataloader_state else {}
+    meta = gather_meta(
+        state,
+        progress=trainer.progress.to_json(),
+        loaders={name: position.to_json() for name, position in positions.items()},
+        callbacks={name: c.state_dict() for name, c in _named(trainer.callbacks)},
+        config=config_to_json(trainer),
+        batch_spec=encode_spec(batch_spec(trainer.exmp_batch)),
+        mesh=trainer.mesh,
+        metrics=metrics,
+    )
+    return CheckpointItems(state, meta)
+
+
+def checkpoint_folder(trainer: TrainerView) -> Path:
+    """Returns the folder that a trainer's checkpoints are in.
+
+    Raises:
+        CheckpointNotFoundError: If it has neither a checkpoint callback nor a run folder.
+    """
+    callback = checkpoint_callback(trainer)
+    if callback is not None:
+        return callback.folder
+    if trainer.log_path is not None:
+        return trainer.log_path
+    raise CheckpointNotFoundError(
+        "Found neither a ModelCheckpoint among the callbacks nor a log_path, expected one of them to "
+        "say where checkpoints are. Add one, or use load_pretrained_model(path)."
+    )
+
+
+def checkpoint_callback(trainer: TrainerView) -> ModelCheckpoint | None:
+    """Returns the first checkpoint callback, preferring one that monitors a metric."""
+    found = [c for c in trainer.callbacks if isinstance(c, ModelCheckpoint)]
+    return next((c for c in found if c.monitored is not None), found[0] if found else None)
+
+
+def load_step(trainer: TrainerView, step_folder: Path, load_optimizer: bool) -> int:
+    """Puts a checkpoint into a trainer; nothing of the trainer changes before all of it is read.
+
+    With the optimizer a run goes on where it was: step, random numbers, progress, loader positions
+    and callbacks. Without, the model is taken and training begins at step 0.
+
+    Returns:
+        The checkpoint's step.
+
+    Raises:
+        CheckpointError: If the checkpoint does not fit the trainer.
+    """
+    meta = read_meta(step_folder)
+    has_optimizer = any(path.startswith("opt_state/") for path in meta["leaves"])
+    wants = jax.tree.leaves(trainer.state.opt_state)
+    if load_optimizer and (has_optimizer or not wants):
+        state = restore_state(step_folder, trainer.state)
+        progress = Progress.from_json(meta["progress"])
+        positions = {n: LoaderPosition.from_json(p) for n, p in meta["loaders"].items()}
+        _check_steps(step_folder, int(jax.device_get(state.step)), progress)
+        trainer.state, trainer.progress = state, progress
+        trainer.sources.restore_later(positions)
+        _load_callbacks(trainer.callbacks, meta["callbacks"])
+    else:
+        if load_optimizer:
+            _LOG.warning(
+                "%s holds no optimizer state: training would begin at step 0.", step_folder
+            )
+        parts = restore_partial(step_folder, MODEL_PARTS, trainer.state)
+        trainer.state = trainer.state.replace(**parts)
+    return int(step_folder.name)
+
+
+def load_model_parts(trainer: TrainerView, step_folder: Path, meta: Mapping[str, Any]) -> None:
+    """Puts a checkpoint's model, step and progress into a trainer that will evaluate it."""
+    parts = restore_partial(step_folder, (*MODEL_PARTS, "step"), trainer.state)
+    trainer.state = trainer.state.replace(**parts)
+    trainer.progress = Progress.from_json(meta["progress"])
+
+
+def delete_model(old: TrainState, kept: TrainState) -> None:
+    """Frees the parameters and collections of a state that another one does not use."""
+    keep = {id(leaf) for leaf in jax.tree.leaves(kept)}
+    for leaf in jax.tree.leaves((old.params, old.mutable_variables)):
+        if id(leaf) not in keep:
+            leaf.delete()
+
+
+def step_index(step_idx: StepIndex) -> StepIndex:
+    """Returns -1 as ``"latest"``, and all else as it is."""
+    return "latest" if step_idx == -1 else step_idx
+
+
+def warn_not_found(error: CheckpointNotFoundError) -> None:
+    """Says that nothing was loaded."""
+    _LOG.warning("No checkpoint was loaded: %s", error)
+
+
+def restore_sources(sources: Sources, saved: Mapping[str, JSON], given: Mapping[str, Any]) -> None:
+    """Puts the given loaders where they were; a dictionary of sets is restored set by set.
+
+    Raises:
+        CheckpointError: If a training loader was given and its position was not saved.
+    """
+    for name, loaders in given.items():
+        sets = loaders if isinstance(loaders, Mapping) else {None: loaders}
+        for key, loader in sets.items():
+            full_name = name if key is None else f"{name}/{key}"
+            if loader is None:
+                continue
+            if full_name in saved:
+                position = LoaderPosition.from_json(saved[full_name])
+                sources.restore(loader, full_name, position)
+            elif name == "train":
+                raise CheckpointError(
+                    f"The checkpoint holds the positions of {sorted(saved)}, expected 'train'. It was "
+                    "saved with save_dataloader_state=False; leave train_loader out."
+                )
+
+
+def restore_loaders(state_dict: Mapping[str, JSON], given: Mapping[str, Any]) -> None:
+    """Puts loaders into the states of a dictionary, which may hold positions or bare states.
+
+    Raises:
+        LoaderError: If a loader has no ``set_state``.
+    """
+    for name, loader in given.items():
+        if loader is None or name not in state_dict:
+            continue
+        state = state_dict[name]
+        if isinstance(state, Mapping) and set(state) == {"pass_index", "batches", "state"}:
+            state = state["state"]
+        if not isinstance(loader, StatefulLoader):
+            raise LoaderError(
+                f"The {name!r} loader is a {type(loader).__name__} without get_state() and "
+                "set_state(), so it cannot be put anywhere. Use load_data_loaders(), which can skip "
+                "batches, or give it these methods."
+            )
+        loader.set_state(state)
+
+
+def restore_from_dict(state: TrainState, state_dict: Mapping[str, Any]) -> TrainState:
+    """Returns a state with the parts of a dictionary in place of its own.
+
+    Raises:
+        CheckpointError: If ``params`` is missing, a key is unknown, or a leaf differs in path, shape
+            or dtype.
+    """
+    known = ("params", "step", "opt_state", "mutable_variables", "rng")
+    unknown = sorted(set(state_dict) - set(known))
+    if unknown or "params" not in state_dict:
+        raise CheckpointError(
+            f"The state dictionary has the keys {sorted(state_dict)}, expected 'params' and perhaps "
+            f"{list(known[1:])}."
+        )
+    problems, parts = [], {}
+    for name, part in state_dict.items():
+        old = getattr(state, name)
+        problems += [f"{name}/{line}".rstrip("/") for line in _differences(old, part)]
+        if not problems:
+            shardings = jax.tree.map(lambda x: x.sharding, old)
+            leaves = jax.tree.unflatten(jax.tree.structure(old), jax.tree.leaves(part))
+            parts[name] = copy_tree(jax.device_put(leaves, shardings), shardings)
+    if problems:
+        raise CheckpointError(
+            "The state dictionary does not fit the trainer's state:\n  "
+            + "\n  ".join(problems[:20])
+        )
+    return state.replace(**parts)
+
+
+def configs_from_meta(
+    meta: Mapping[str, Any], model_class: Any
+) -> tuple[TrainerConfig, ModelConfig, OptimizerConfig | optax.GradientTransformation]:
+    """Returns the configs in a checkpoint, set up to evaluate: nothing is written or called back.
+
+    Args:
+        meta: From :func:`xtrainer.checkpoint.read_meta`.
+        model_class: The class of the model; None: the registered name that was saved.
+
+    Raises:
+        ConfigError: If the class of the model cannot be known without importing by name.
+    """
+    saved = dict(meta["config"])
+    trainer = {**saved["trainer"], "logger": None, "callbacks": [], "enable_progress_bar": False}
+    model = dict(saved["model"])
+    if model_class is not None:
+        model["model_class"] = model_class
+    elif isinstance(model.get("model_class"), Mapping):
+        raise ConfigError(
+            f"The checkpoint's model is {next(iter(model['model_class'].values()))!r}, which is not "
+            "registered under a name, and classes are never imported by what a file says. Pass "
+            "model_class=, set the class attribute model_class of the trainer, or decorate the model "
+            "with xtrainer.register_model(name)."
+        )
+    model["model_config"] = _typed(model.get("model_config"))
+    optimizer = saved["optimizer"]
+    # Without a saved optimizer the model can still be evaluated.
+    transform = (
+        optax.identity() if optimizer is None else Config.from_dict(OptimizerConfig, optimizer)
+    )
+    return Config.from_dict(TrainerConfig, trainer), Config.from_dict(ModelConfig, model), transform
+
+
+def batch_from_meta(meta: Mapping[str, Any], exmp_input: BatchLike, batch_size: int) -> PyTree:
+    """Returns the shapes of a batch: those of an example, or those that were saved.
+
+    Raises:
+        BatchError: If there is no example and the saved batch was of a class of the user's.
+    """
+    spec = decode_spec(meta["batch_spec"]) if exmp_input is None else batch_spec(exmp_input)
+    if batch_size < 1:
+        return spec
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype), spec)
+
+
+def best_or_latest(folder: str | Path) -> Path:
+    """Returns the best step of a run where one was tracked, else the newest one."""
+    path = Path(folder).expanduser()
+    try:
+        return find_step(path, "best")
+    except CheckpointNotFoundError:
+        return find_step(path, "latest")
+
+
+def _typed(value: Any) -> Any:
+    """Returns a saved config object as an object; the class is one that the program has defined."""
+    if isinstance(value, Mapping) and "class_name" in value:
+        return Config.from_dict(Config, value, strict_classname_parsing=True)
+    return value
+
+
+def _named(callbacks: list[Callback]) -> list[tuple[str, Callback]]:
+    names = [type(callback).__name__ for callback in callbacks]
+    return [(f"{name}_{names[:i].count(name)}", callbacks[i]) for i, name in enumerate(names)]
+
+
+def _load_callbacks(callbacks: list[Callback], states: Mapping[str, Any]) -> None:
+    for name, callback in _named(callbacks):
+        if name in states:
+            callback.load_state_dict(states[name])
+
+
+def _check_steps(step_folder: Path, step: int, progress: Progress) -> None:
+    if progress.step != step:
+        raise CheckpointError(
+            f"{step_folder}: the state is at step {step} and the progress at step {progress.step}, "
+            "expected one number. The checkpoint is damaged; use another step."
+        )
+
+
+def _differences(old: PyTree, new: PyTree) -> list[str]:
+    want, have = flatten_with_paths(old), flatten_with_paths(new)
+    lines = [f"{path}: missing" for path in want if path not in have]
+    lines += [f"{path}: not in the trainer's state" for path in have if path not in want]
+    for path in want.keys() & have.keys():
+        kinds = [f"{x.dtype}{list(x.shape)}" for x in (have[path], want[path])]
+        if kinds[0] != kinds[1]:
+            lines.append(f"{path}: found {kinds[0]}, expected {kinds[1]}")
+    return lines

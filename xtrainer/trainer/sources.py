@@ -1,0 +1,65 @@
+"""Whose loader is this, and where does it stand? One source per loader for a trainer's life."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from xtrainer.data import LoaderPosition, LoaderSource
+from xtrainer.types import BatchLike
+
+
+class Sources:
+    """The loaders a trainer has been given, each read through one :class:`LoaderSource`.
+
+    Keeping the source keeps what was read ahead of an iterator, and the place in an endless loader,
+    from one call of ``train_model`` to the next.
+    """
+
+    def __init__(self) -> None:
+        self._by_id: dict[tuple[str, int], LoaderSource] = {}  # the source keeps the loader alive
+        self._current: dict[str, LoaderSource] = {}
+        self._waiting: dict[str, LoaderPosition] = {}
+
+    def of(self, loader: Iterable[BatchLike] | LoaderSource, name: str) -> LoaderSource:
+        """Returns the source of a loader, put where a restored checkpoint says it was.
+
+        Raises:
+            LoaderError: If the loader cannot be iterated.
+        """
+        if isinstance(loader, LoaderSource):
+            return loader
+        key = (name, id(loader))
+        source = self._by_id.get(key)
+        if source is None:
+            source = self._by_id[key] = LoaderSource(loader, name)
+        self._current[name] = source
+        if name in self._waiting:
+            source.restore(self._waiting.pop(name))
+        return source
+
+    def of_sets(self, loaders: Any, mode: str) -> dict[str | None, LoaderSource]:
+        """Returns the sources of one set or of a dictionary of sets, by prefix."""
+        if loaders is None:
+            return {}
+        if isinstance(loaders, Mapping):
+            return {str(k): self.of(loader, f"{mode}/{k}") for k, loader in loaders.items()}
+        return {None: self.of(loaders, mode)}
+
+    def positions(self) -> dict[str, LoaderPosition]:
+        """Returns where the training loader stands, and those whose position is their own state."""
+        return {
+            name: source.position
+            for name, source in self._current.items()
+            if name == "train" or source.position.state is not None
+        }
+
+    def restore_later(self, positions: Mapping[str, LoaderPosition]) -> None:
+        """Keeps the training position for the loader that the next call brings.
+
+        An evaluation begins a new pass; its position matters only to ``load_data_loaders``.
+        """
+        self._waiting = {n: position for n, position in positions.items() if n == "train"}
+
+    def restore(self, loader: Iterable[BatchLike], name: str, position: LoaderPosition) -> None:
+        """Puts a loader where it was; what waits for a loader of that name is dropped."""
+        self._waiting.pop(name, None)
+        self.of(loader, name).restore(position)

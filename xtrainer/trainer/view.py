@@ -1,0 +1,78 @@
+"""What do the functions of this room need of a trainer?"""
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import optax
+from jax.sharding import Mesh
+
+from xtrainer.callbacks import Callback
+from xtrainer.data import LoaderSource
+from xtrainer.loggers import LoggerTool
+from xtrainer.loop import LoopTrainer, StopReason
+from xtrainer.optim import OptimizerConfig
+from xtrainer.state import Progress, TrainState
+from xtrainer.trainer.batches import BatchPreparer
+from xtrainer.trainer.config import ModelConfig, TrainerConfig
+from xtrainer.trainer.sources import Sources
+from xtrainer.types import BatchLike, HostMetrics
+
+
+class TrainerView(LoopTrainer, Protocol):
+    """A trainer as the functions that start, save and restore it see it."""
+
+    trainer_config: TrainerConfig
+    model_config: ModelConfig
+    optimizer_config: OptimizerConfig | optax.GradientTransformation
+    exmp_batch: BatchLike
+    model: Any
+    mesh: Mesh
+    state: TrainState
+    progress: Progress
+    callbacks: list[Callback]
+    sources: Sources
+    prepare_train_batch: BatchPreparer
+    stop_reason: StopReason | None
+    stop_detail: str
+    has_validation: bool
+    total_steps: int | None
+    logger: LoggerTool
+
+    @property
+    def log_path(self) -> Path | None:
+        """The run folder."""
+        ...
+
+    def get_num_params(self) -> int:
+        """Returns the number of parameters."""
+        ...
+
+    def test_eval_function(self, val_loader: Any) -> None:
+        """Runs the evaluation step on one batch."""
+        ...
+
+    def test_model(
+        self, test_loader: Any, apply_callbacks: bool = False, epoch_idx: int = 0
+    ) -> HostMetrics:
+        """Returns the metrics of the test sets."""
+        ...
+
+    def log_training_info(
+        self,
+        num_epochs: int | None,
+        num_train_steps: int | None,
+        steps_per_epoch: int | None,
+        train_loader: LoaderSource,
+        val_loader: Any,
+        test_loader: Any,
+    ) -> None:
+        """Says what is about to run."""
+        ...
+
+    def on_exception(self, error: BaseException) -> None:
+        """See ``Hooks``."""
+        ...
+
+    def finalize(self, status: str) -> None:
+        """See ``Hooks``."""
+        ...
