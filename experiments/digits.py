@@ -76,9 +76,8 @@ def make_loaders(data: Any) -> dict[str, ImageLoader]:
     }
 
 
-def main() -> None:
-    """Trains and evaluates."""
-    config = xt.parse_config(get_config())
+def run(config: Any) -> dict[str, dict[str, float]]:
+    """Trains and evaluates; returns the metrics."""
     loaders = make_loaders(config.data)
     trainer = DigitClassifier(
         xt.Config.from_config_dict(xt.TrainerConfig, config.trainer),
@@ -96,7 +95,8 @@ def main() -> None:
     show("test", results["test"])
     print(f"run folder: {trainer.log_path}")
     print(f"evaluate the best checkpoint: python experiments/evaluate.py {trainer.log_path}")
+    return results
 
 
 if __name__ == "__main__":
-    main()
+    run(xt.parse_config(get_config()))

@@ -1,6 +1,7 @@
 """Which experiment made a run folder? One small JSON file in it, for ``evaluate.py``."""
 
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,9 @@ def new_run_folder(experiment: str) -> str:
     return f"runs/{experiment}-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}"
 
 
-def write_record(run_folder: str | Path, experiment: str, config: ConfigDict) -> None:
-    """Writes the experiment's name and its resolved config into the run folder; one process does."""
-    if not is_main_process():
+def write_record(run_folder: str | Path | None, experiment: str, config: ConfigDict) -> None:
+    """Writes the experiment's name and resolved config into the run folder, from one process."""
+    if run_folder is None or not is_main_process():
         return
     folder = Path(run_folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -45,8 +46,7 @@ def read_record(run_folder: str | Path) -> tuple[str, Any]:
         ) from error
 
 
-def show(title: str, metrics: dict[str, Any]) -> None:
-    """Prints metrics to the last digit, one a line; times are left out, they never repeat."""
+def show(title: str, metrics: Mapping[str, float]) -> None:
+    """Prints metrics to the last digit, one a line."""
     for name in sorted(metrics):
-        if not name.endswith("time_s"):
-            print(f"{title} {name}: {metrics[name]!r}")
+        print(f"{title} {name}: {metrics[name]!r}")

@@ -123,7 +123,8 @@ class Progress:
         if wrong or not isinstance(data.get("best"), Mapping):
             raise CheckpointError(
                 f"The progress in the checkpoint has {wrong or {'best': data.get('best')}}, "
-                "expected whole numbers >= 0 and a mapping 'best'. The checkpoint is damaged; use another."
+                "expected whole numbers >= 0 and a mapping 'best'. The checkpoint is damaged; "
+                "use another."
             )
         best = {str(name): dict(entry) for name, entry in data["best"].items()}
         return cls(**{name: data[name] for name in numbers}, best=best)

@@ -18,8 +18,8 @@ class CallbackConfig(Config):
     every_n_epochs: int = 1
     """Epochs between calls of epoch hooks, and of validation hooks at the end of an epoch."""
     every_n_steps: int = -1
-    """Steps between calls of ``on_training_step``, and of validation hooks within an epoch; -1: each
-    one."""
+    """Steps between calls of ``on_training_step``, and of validation hooks within an epoch; -1:
+    each one."""
     main_process_only: bool = False
     """Whether other processes go without this callback."""
 

@@ -94,8 +94,8 @@ class ModelCheckpoint(Callback):
         if later:
             raise CheckpointError(
                 f"{self.folder}: found checkpoints of the steps {later}, while training would "
-                f"start from step {step}. Call load_model() to go on from the newest, or choose another "
-                "folder with LoggerConfig(log_path=...)."
+                f"start from step {step}. Call load_model() to go on from the newest, or choose "
+                "another folder with LoggerConfig(log_path=...)."
             )
         self._saved_step = manager.latest_step()
 

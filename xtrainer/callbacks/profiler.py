@@ -19,7 +19,7 @@ class JaxProfilerConfig(CallbackConfig):
     main_process_only: bool = True
     """Whether other processes go without this callback."""
     profile_first_step: int = 10
-    """Step, counted from the start of this run, at which the trace begins; the first ones compile."""
+    """Step of this run, counted from its start, at which the trace begins; the first compile."""
     profile_n_steps: int = 5
     """Steps in the trace."""
     log_path: str | None = None

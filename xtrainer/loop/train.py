@@ -131,8 +131,9 @@ class _Run:
             if new_pass and progress.step == taken:
                 raise LoaderError(
                     f"The {source.name!r} loader gave no batch after step {progress.step}, in "
-                    f"epoch {progress.epochs_done + 1}. It is empty, or an iterator that has ended: pass "
-                    "data, a loader that can be iterated again, or ask for fewer epochs or steps."
+                    f"epoch {progress.epochs_done + 1}. It is empty, or an iterator that has "
+                    "ended: pass data, a loader that can be iterated again, or ask for fewer "
+                    "epochs or steps."
                 )
             source.new_pass()
             new_pass = True

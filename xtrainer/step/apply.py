@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-
 from xtrainer.parallel import constrain_module_outputs
 from xtrainer.step.precision import cast_floating
 from xtrainer.step.settings import StepSettings
@@ -52,7 +50,8 @@ class BoundApply:
         variables = {**self._collections, **variables}
         if precision.casts:
             variables["params"] = cast_floating(variables["params"], precision.compute_dtype)
-            args = jax.tree.map(lambda x: cast_floating(x, precision.compute_dtype), args)
+            args = cast_floating(args, precision.compute_dtype)
+            kwargs = cast_floating(kwargs, precision.compute_dtype)
         gather = self._gathered_collections() if kwargs.get("mutable") is None else []
         if gather:
             kwargs = {**kwargs, "mutable": gather}

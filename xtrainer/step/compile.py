@@ -126,7 +126,15 @@ class EvalExecutor(_Executor):
         debug: bool = False,
     ) -> None:
         super().__init__(metric_layout, state_shardings, layout, debug)
-        self._step = step
+
+        def eval_step(
+            state: TrainState, data: BatchLike, row_mask: jax.Array, window: DeviceMetrics
+        ) -> tuple[DeviceMetrics, jax.Array]:
+            window = step(state, data, row_mask, window)
+            # The window is donated to the next call; a sum of it is not and can be waited for.
+            return window, window.packed.sum()
+
+        self._step = eval_step
 
     def __call__(
         self, state: TrainState, batch: PlacedBatch, window: DeviceMetrics
@@ -136,15 +144,8 @@ class EvalExecutor(_Executor):
         step = self._compiled.get(spread)
         if step is None:
             whole = self._layout.replicated
-            step = self._compiled[spread] = self._jit(self._run, batch.rows, whole, (3,))
+            step = self._compiled[spread] = self._jit(self._step, batch.rows, whole, (3,))
         return step(state, batch.data, batch.row_mask, window)
-
-    def _run(
-        self, state: TrainState, data: BatchLike, row_mask: jax.Array, window: DeviceMetrics
-    ) -> tuple[DeviceMetrics, jax.Array]:
-        window = self._step(state, data, row_mask, window)
-        # The window is donated to the next call; a sum of it is not and can be waited for.
-        return window, window.packed.sum()
 
 
 def micro_batches(rows: int, accumulate_steps: int) -> int:

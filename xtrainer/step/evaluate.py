@@ -31,7 +31,7 @@ def make_eval_step(
     """
     settings = settings or StepSettings()
 
-    def step(
+    def eval_step(
         state: TrainState,
         batch: BatchLike,
         row_mask: jax.Array | None = None,
@@ -55,4 +55,4 @@ def make_eval_step(
         window = DeviceMetrics.zeros(terms.layout) if metrics is None else metrics
         return accumulate(window, terms.sums, terms.counts, accept=True)
 
-    return step
+    return eval_step

@@ -187,8 +187,8 @@ def _unpack(output: Any) -> tuple[Any, Mapping[str, Any], Mapping[str, Any]]:
     loss, aux = output
     if not isinstance(aux, tuple | list) or len(aux) != 2:
         raise LossError(
-            f"loss_function returned (loss, {type(aux).__name__}), {expected}; use {{}} where there "
-            "is nothing to return."
+            f"loss_function returned (loss, {type(aux).__name__}), {expected}; use {{}} where "
+            "there is nothing to return."
         )
     metrics, mutable = ({} if part is None else part for part in aux)
     if not isinstance(metrics, Mapping) or not isinstance(mutable, Mapping):

@@ -54,7 +54,7 @@ def make_train_step(
     settings = settings or StepSettings()
     gradient = make_gradient_fn(loss_function, apply_fn, settings)
 
-    def step(
+    def train_step(
         state: TrainState,
         batch: BatchLike,
         row_mask: jax.Array | None = None,
@@ -75,7 +75,7 @@ def make_train_step(
         metrics = _add_metrics(settings, metrics, result, state.params, accepted)
         return new_state, metrics, report_of(new_state)
 
-    return step
+    return train_step
 
 
 def train_layout(

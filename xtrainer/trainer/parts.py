@@ -98,9 +98,9 @@ class TrainerParts(Hooks):
 
         Returns:
             The loss and each metric are a scalar (a mean over the batch), an array whose first
-            axis is the batch, or ``{"value": ..., "count": ...}``: a sum and its weight, or arrays of values
-            and weights. A metric may add ``"log_modes"``. Collections the model updated may be
-            returned; those ``apply_fn`` has gathered by itself need not be.
+            axis is the batch, or ``{"value": ..., "count": ...}``: a sum and its weight, or
+            arrays of values and weights. A metric may add ``"log_modes"``. Collections the model
+            updated may be returned; those ``apply_fn`` has gathered by itself need not be.
 
         Raises:
             TypeError: If the subclass has no loss function.

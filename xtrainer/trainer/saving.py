@@ -83,8 +83,8 @@ def checkpoint_folder(trainer: TrainerView) -> Path:
     if trainer.log_path is not None:
         return trainer.log_path
     raise CheckpointNotFoundError(
-        "Found neither a ModelCheckpoint among the callbacks nor a log_path, expected one of them to "
-        "say where checkpoints are. Add one, or use load_pretrained_model(path)."
+        "Found neither a ModelCheckpoint among the callbacks nor a log_path, expected one of them "
+        "to say where checkpoints are. Add one, or use load_pretrained_model(path)."
     )
 
 
@@ -169,8 +169,8 @@ def restore_sources(sources: Sources, saved: Mapping[str, JSON], given: Mapping[
                 sources.restore(loader, full_name, position)
             elif name == "train":
                 raise CheckpointError(
-                    f"The checkpoint holds the positions of {sorted(saved)}, expected 'train'. It was "
-                    "saved with save_dataloader_state=False; leave train_loader out."
+                    f"The checkpoint holds the positions of {sorted(saved)}, expected 'train'. It "
+                    "was saved with save_dataloader_state=False; leave train_loader out."
                 )
 
 
@@ -189,8 +189,8 @@ def restore_loaders(state_dict: Mapping[str, JSON], given: Mapping[str, Any]) ->
         if not isinstance(loader, StatefulLoader):
             raise LoaderError(
                 f"The {name!r} loader is a {type(loader).__name__} without get_state() and "
-                "set_state(), so it cannot be put anywhere. Use load_data_loaders(), which can skip "
-                "batches, or give it these methods."
+                "set_state(), so it cannot be put anywhere. Use load_data_loaders(), which can "
+                "skip batches, or give it these methods."
             )
         loader.set_state(state)
 
@@ -199,15 +199,15 @@ def restore_from_dict(state: TrainState, state_dict: Mapping[str, Any]) -> Train
     """Returns a state with the parts of a dictionary in place of its own.
 
     Raises:
-        CheckpointError: If ``params`` is missing, a key is unknown, or a leaf differs in path, shape
-            or dtype.
+        CheckpointError: If ``params`` is missing, a key is unknown, or a leaf differs in path,
+            shape or dtype.
     """
     known = ("params", "step", "opt_state", "mutable_variables", "rng")
     unknown = sorted(set(state_dict) - set(known))
     if unknown or "params" not in state_dict:
         raise CheckpointError(
-            f"The state dictionary has the keys {sorted(state_dict)}, expected 'params' and perhaps "
-            f"{list(known[1:])}."
+            f"The state dictionary has the keys {sorted(state_dict)}, expected 'params' and "
+            f"perhaps {list(known[1:])}."
         )
     problems, parts = [], {}
     for name, part in state_dict.items():
@@ -244,10 +244,10 @@ def configs_from_meta(
         model["model_class"] = model_class
     elif isinstance(model.get("model_class"), Mapping):
         raise ConfigError(
-            f"The checkpoint's model is {next(iter(model['model_class'].values()))!r}, which is not "
-            "registered under a name, and classes are never imported by what a file says. Pass "
-            "model_class=, set the class attribute model_class of the trainer, or decorate the model "
-            "with xtrainer.register_model(name)."
+            f"The checkpoint's model is {next(iter(model['model_class'].values()))!r}, which is "
+            "not registered under a name, and classes are never imported by what a file says. Pass "
+            "model_class=, set the class attribute model_class of the trainer, or decorate the "
+            "model with xtrainer.register_model(name)."
         )
     model["model_config"] = _typed(model.get("model_config"))
     optimizer = saved["optimizer"]

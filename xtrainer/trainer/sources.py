@@ -8,14 +8,13 @@ from xtrainer.types import BatchLike
 
 
 class Sources:
-    """The loaders a trainer has been given, each read through one :class:`LoaderSource`.
+    """The loaders in use, by name, each read through one :class:`LoaderSource`.
 
     Keeping the source keeps what was read ahead of an iterator, and the place in an endless loader,
     from one call of ``train_model`` to the next.
     """
 
     def __init__(self) -> None:
-        self._by_id: dict[tuple[str, int], LoaderSource] = {}  # the source keeps the loader alive
         self._current: dict[str, LoaderSource] = {}
         self._waiting: dict[str, LoaderPosition] = {}
 
@@ -27,11 +26,9 @@ class Sources:
         """
         if isinstance(loader, LoaderSource):
             return loader
-        key = (name, id(loader))
-        source = self._by_id.get(key)
-        if source is None:
-            source = self._by_id[key] = LoaderSource(loader, name)
-        self._current[name] = source
+        source = self._current.get(name)
+        if source is None or source.loader is not loader:
+            source = self._current[name] = LoaderSource(loader, name)
         if name in self._waiting:
             source.restore(self._waiting.pop(name))
         return source
