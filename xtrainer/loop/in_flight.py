@@ -39,14 +39,19 @@ class InFlight:
 
     Args:
         limit: Steps that may be outstanding.
-        start: The moment before the first step.
+        skipped: Steps that were refused before.
     """
 
-    def __init__(self, limit: int, start: Moment) -> None:
+    def __init__(self, limit: int, skipped: int = 0) -> None:
         self._limit = limit
         self._waiting: deque[jax.Array] = deque()
-        self._moments: deque[Moment] = deque([start], maxlen=limit + 2)
-        self.newest = StepReport(start.step, 0, 0, 0)
+        self._moments: deque[Moment] = deque(maxlen=limit + 2)
+        self.newest = StepReport(0, skipped, 0, 0)
+
+    def start(self, moment: Moment) -> None:
+        """Begins at a moment at which nothing is outstanding."""
+        self._moments.clear()
+        self._moments.append(moment)
 
     def push(self, report: jax.Array, moment: Moment) -> StepReport:
         """Adds a dispatched step and returns the newest report that had to be read."""

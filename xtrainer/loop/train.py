@@ -72,8 +72,7 @@ class _Run:
         self.newest_row: HostMetrics = {}
         self.executor = trainer.train_executor()
         self.windows = MetricWindows(self.executor.new_window, plan.log_every_n_steps, self.log_row)
-        start = Moment.of(trainer.progress, loaders.train.position)
-        self.in_flight = InFlight(trainer.max_steps_in_flight, start)
+        self.in_flight = InFlight(trainer.max_steps_in_flight, trainer.progress.skipped)
         self.step_hooks = trainer.step_hooks()
         self.validated: tuple[int, HostMetrics] | None = None
         self.epoch_is_full = False
@@ -84,6 +83,7 @@ class _Run:
         trainer, progress = self.trainer, self.trainer.progress
         epoch, start = progress.epochs_done + 1, time.perf_counter()
         self.epoch_is_full = False
+        self.in_flight.start(Moment.of(progress, self.loaders.train.position))
         trainer.notify("on_training_epoch_start", epoch)
         with transfer_guard(trainer), contextlib.closing(self.batches()) as batches:
             for batch, position in batches:
@@ -166,7 +166,8 @@ class _Run:
         """Ends the run where the guard has refused too many steps in a row."""
         trainer, limit = self.trainer, self.trainer.nonfinite_limit
         trainer.progress.skipped = report.skipped
-        if limit is None or report.consecutive < limit or trainer.stop_reason is not None:
+        halted = limit is not None and report.consecutive >= limit
+        if limit is None or not halted or trainer.stop_reason is StopReason.NONFINITE:
             return
         self.in_flight.drain()
         moment = self.in_flight.moment(self.in_flight.newest.step)
@@ -176,10 +177,11 @@ class _Run:
         self.rewind_to = moment.position
         last = report.first + limit - 1
         steps = f"Step {last} was" if limit == 1 else f"Steps {report.first} to {last} were"
+        trainer.stop_reason = None  # what was asked for meanwhile is outranked
         trainer.request_stop(
             StopReason.NONFINITE,
-            f"{steps} not finite (NaN or Inf in loss, gradients or updates). The state is as step "
-            f"{moment.step} left it. Look at the batch of that step, or lower the learning rate.",
+            f"{steps} not finite (NaN or Inf in loss, gradients or updates). The state is as the "
+            "last finite step left it. Look at the batch of that step, or lower the learning rate.",
         )
 
     def settle(self) -> bool:

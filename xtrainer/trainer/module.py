@@ -130,7 +130,9 @@ class TrainerModule(TrainerParts):
         self, loss_function: Callable[..., Any], loader: Iterable[BatchLike], title: str
     ) -> HostMetrics:
         """Returns the metrics of another loss over one pass of a loader."""
-        executor, prepare = self.compile_evaluation(loss_function)
+        if loss_function not in self.compiled_evaluations:
+            self.compiled_evaluations[loss_function] = self.compile_evaluation(loss_function)
+        executor, prepare = self.compiled_evaluations[loss_function]
         window = evaluate_loader(self, self.sources.of(loader, title), executor, prepare, title)
         return self.get_metric_postprocess_fn()(finish(HostWindow.fetch(window), missing="nan"))
 

@@ -183,6 +183,7 @@ class TrainerParts(Hooks):
             self.state,
             batch_spec(self.exmp_batch),
         )
+        self.compiled_evaluations: dict[Callable[..., Any], Any] = {}  # of other losses
         step = self.create_evaluation_step_function()
         self.compiled_eval_step, self.prepare_eval_batch = self.compile_evaluation(
             self.loss_function, step
