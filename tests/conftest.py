@@ -11,3 +11,6 @@ os.environ.setdefault("WANDB_MODE", "offline")
 import jax  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Doctests are collected from every file; several of this name would be one module to pytest.
+collect_ignore_glob = ["*conftest.py"]

@@ -1,5 +1,9 @@
-"""Small models, trainers and data that several tests share."""
+"""Small models, trainers and data that several tests share, and what is measured of a run."""
 
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -17,7 +21,7 @@ class MLP(nn.Module):
     classes: int = 3
     batch_norm: bool = False
     dropout: float = 0.0
-    sow: bool = False
+    records: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -27,7 +31,7 @@ class MLP(nn.Module):
         x = nn.relu(x)
         if self.dropout:
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        if self.sow:
+        if self.records:
             self.sow("intermediates", "activation", x.mean())
         return nn.Dense(self.classes)(x)
 
@@ -41,6 +45,23 @@ class Classifier(xt.TrainerModule):
         logits = apply_fn({"params": params}, batch.inputs, train=train, rngs={"dropout": rng})
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets)
         return loss, ({"accuracy": logits.argmax(-1) == batch.targets}, {})
+
+
+class ScalarClassifier(Classifier):
+    """The same loss and accuracy as means, which no padding can be masked out of."""
+
+    def loss_function(self, params, apply_fn, batch, rng, train=True):  # type: ignore[override]
+        loss, (metrics, mutable) = super().loss_function(params, apply_fn, batch, rng, train)
+        return loss.mean(), ({"accuracy": metrics["accuracy"].mean()}, mutable)
+
+
+class PairClassifier(Classifier):
+    """The same loss and accuracy as sums and their weights."""
+
+    def loss_function(self, params, apply_fn, batch, rng, train=True):  # type: ignore[override]
+        loss, (metrics, mutable) = super().loss_function(params, apply_fn, batch, rng, train)
+        accuracy = {"value": metrics["accuracy"].sum(), "count": loss.size}
+        return {"value": loss.sum(), "count": loss.size}, ({"accuracy": accuracy}, mutable)
 
 
 def classification_data(rows: int = 64, seed: int = 0) -> xt.Batch:
@@ -76,6 +97,39 @@ def make_trainer(
     )
 
 
+def devices(count: int) -> jax.sharding.Mesh:
+    """Returns a mesh of the first devices, all on the data axis."""
+    return xt.build_mesh(xt.ParallelConfig(), jax.devices()[:count])
+
+
+def optimizer(name: str = "sgd", lr: float = 0.1, **kwargs: Any) -> xt.OptimizerConfig:
+    """Returns an optimizer with a constant learning rate."""
+    return xt.OptimizerConfig(name=name, scheduler=xt.SchedulerConfig(lr=lr), **kwargs)
+
+
+def file_logger(folder: Path, every: int = 1, *tools: xt.LoggerToolConfig) -> xt.LoggerConfig:
+    """Returns a logger that writes rows to files of ``folder``, and whatever else is given."""
+    return xt.LoggerConfig(
+        log_every_n_steps=every, log_path=str(folder), log_tools=[xt.FileLoggerConfig(), *tools]
+    )
+
+
+def rows_of(folder: Path, mode: str) -> dict[int, dict[str, float]]:
+    """Returns the logged metrics of one set by step, without measured times.
+
+    Raises:
+        ValueError: If a step was logged twice.
+    """
+    rows = [row for row in xt.read_metrics(folder) if row["set"] == mode]
+    steps = [row["step"] for row in rows]
+    if len(set(steps)) < len(steps):
+        raise ValueError(f"rows of {mode}: {steps}")
+    return {
+        row["step"]: {k: v for k, v in row["metrics"].items() if not k.endswith("time_s")}
+        for row in rows
+    }
+
+
 def host(tree: Any) -> Any:
     """Returns the tree as NumPy arrays; keys as their data."""
 
@@ -85,3 +139,42 @@ def host(tree: Any) -> Any:
         return np.array(jax.device_get(x))
 
     return jax.tree.map(fetch, tree)
+
+
+def assert_same(first: Any, second: Any) -> None:
+    """Fails unless two trees of arrays are equal, bit for bit."""
+    jax.tree.map(np.testing.assert_array_equal, host(first), host(second))
+
+
+def assert_close(first: Any, second: Any, rtol: float = 1e-5, atol: float = 1e-6) -> None:
+    """Fails unless two trees of arrays are equal up to rounding."""
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol)  # noqa: E731
+    jax.tree.map(close, host(first), host(second))
+
+
+@contextmanager
+def compilations() -> Iterator[Counter[str]]:
+    """Counts by name what is compiled inside; the steps are ``train_step`` and ``eval_step``."""
+    found: Counter[str] = Counter()
+
+    def note(event: str, duration: float, **details: Any) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            found[str(details.get("fun_name")).removeprefix("jit(").removesuffix(")")] += 1
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+        yield found
+    finally:
+        jax.monitoring.unregister_event_duration_listener(note)
+
+
+def files_in(folder: Path) -> dict[str, tuple[int, int, bytes]]:
+    """Returns change time, inode and content of every file of a folder, and its folders."""
+    return {
+        str(path.relative_to(folder)): (
+            path.stat().st_mtime_ns,
+            path.stat().st_ino,
+            path.read_bytes() if path.is_file() else b"",
+        )
+        for path in sorted(folder.rglob("*"))
+    }

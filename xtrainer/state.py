@@ -120,9 +120,11 @@ class Progress:
             for name in numbers
             if type(data.get(name)) is not int or data[name] < 0
         }
-        if wrong or not isinstance(data.get("best"), Mapping):
+        best = data.get("best")
+        entries = list(best.values()) if isinstance(best, Mapping) else [best]
+        if wrong or not all(isinstance(entry, Mapping) for entry in entries):
             raise CheckpointError(
-                f"The progress in the checkpoint has {wrong or {'best': data.get('best')}}, "
+                f"The progress in the checkpoint has {wrong or {'best': best}}, "
                 "expected whole numbers >= 0 and a mapping 'best'. The checkpoint is damaged; "
                 "use another."
             )

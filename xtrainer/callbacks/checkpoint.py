@@ -1,6 +1,7 @@
 """When is the state saved? After validations, every so many steps, and at the end."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -109,7 +110,9 @@ class ModelCheckpoint(Callback):
     def on_training_epoch_end(self, train_metrics: HostMetrics, epoch_idx: int) -> None:
         """Saves with the epoch's metrics where no validation is monitored."""
         if self.monitors_training:
-            self._save(train_metrics, self.trainer.progress.step)
+            # An epoch whose last step was taken by an earlier call has only its time.
+            measured = train_metrics.keys() - {"epoch_time_s"}
+            self._save(train_metrics if measured else None, self.trainer.progress.step)
 
     def on_training_step(self, step_metrics: HostMetrics, epoch_idx: int, step_idx: int) -> None:
         """Saves by steps."""
@@ -118,6 +121,11 @@ class ModelCheckpoint(Callback):
     def step_interval(self) -> int | None:
         """Returns every how many steps to save; None: not by steps."""
         return self.config.every_n_steps if self.config.every_n_steps > 0 else None
+
+    def is_due(self, hook: str, args: Sequence[Any]) -> bool:
+        """Says whether a hook is to be called now; all validations within an epoch are due."""
+        within_epoch = self.trainer.progress.step_in_epoch > 0
+        return (hook.startswith("on_validation") and within_epoch) or super().is_due(hook, args)
 
     def on_training_end(self) -> None:
         """Saves the last step."""
@@ -148,17 +156,18 @@ class ModelCheckpoint(Callback):
         return self._manager
 
     def _save(self, metrics: HostMetrics | None, step: int) -> None:
-        if step == self._saved_step:
-            return
         value = None if metrics is None else metrics.get(self.monitored or "")
         if value is not None:
             self._remember_best(value, step)
         config = self.config
-        items = self.trainer.gather_checkpoint(
-            config.save_optimizer_state, config.save_dataloader_state, metrics or {}
-        )
-        self._open().save(step, items, value)
-        self._saved_step = step
+        if step != self._saved_step:
+            items = self.trainer.gather_checkpoint(
+                config.save_optimizer_state, config.save_dataloader_state, metrics or {}
+            )
+            self._open().save(step, items, value)
+            self._saved_step = step
+        elif value is not None:  # saved by steps, before its metrics were known
+            self._open().rank(step, value)
         if metrics is not None and self.monitored is not None and value is None:
             raise MetricError(
                 f"ModelCheckpoint monitors {config.monitor!r}, which is not among the metrics of "

@@ -27,6 +27,8 @@ class LearningRateMonitor(Callback):
 
     def on_training_log(self, train_metrics: HostMetrics, step_idx: int) -> None:
         """Adds the rate that the update of this step used."""
-        rate = self.trainer.learning_rate(step_idx)
+        # A row is logged later than its step, when more steps may have been refused.
+        skipped = int(train_metrics.get("skipped_steps", 0))
+        rate = self.trainer.learning_rate(step_idx, skipped)
         if rate is not None:
             train_metrics[self.config.name] = rate

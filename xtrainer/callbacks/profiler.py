@@ -71,6 +71,10 @@ class JaxProfiler(Callback):
         self._steps += 1
         self._switch()
 
+    def step_interval(self) -> int | None:
+        """Returns 1: every step is counted, whatever ``every_n_steps`` says."""
+        return 1
+
     def finalize(self, status: str) -> None:
         """Ends a trace that the end of the run has cut short."""
         self._stop()

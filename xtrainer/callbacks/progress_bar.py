@@ -43,7 +43,7 @@ class ProgressBar(Callback):
 
     def on_training_step(self, step_metrics: HostMetrics, epoch_idx: int, step_idx: int) -> None:
         """Moves the bar; tqdm draws on its own timer."""
-        self.bar.update(1)
+        self.bar.update(step_idx - self.bar.n)
 
     def on_training_log(self, train_metrics: HostMetrics, step_idx: int) -> None:
         """Shows the newest loss."""

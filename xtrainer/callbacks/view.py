@@ -44,7 +44,7 @@ class CallbackTrainer(Protocol):
         """Ends the run after this step."""
         ...
 
-    def learning_rate(self, step: int) -> float | None:
+    def learning_rate(self, step: int, skipped: int | None = None) -> float | None:
         """Returns the learning rate that the update of a step used; None: not known."""
         ...
 

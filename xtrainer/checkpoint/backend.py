@@ -12,7 +12,9 @@ STATE_ITEM = "state"
 META_ITEM = "meta"
 COMMIT_FILE = "commit_success.txt"
 META_FILE = "metadata"
-SAVE_ENTRIES = frozenset({STATE_ITEM, META_ITEM, COMMIT_FILE, "_CHECKPOINT_METADATA"})
+RANK_FILE = "rank.json"
+"""A metric that became known after its step was saved."""
+SAVE_ENTRIES = frozenset({STATE_ITEM, META_ITEM, COMMIT_FILE, RANK_FILE, "_CHECKPOINT_METADATA"})
 """Everything a save puts into a step folder."""
 
 

@@ -24,6 +24,7 @@ from xtrainer.checkpoint.metadata import (
     read_metric,
     step_of,
     steps_to_keep,
+    write_rank,
 )
 from xtrainer.errors import CheckpointError, CheckpointNotFoundError
 
@@ -117,6 +118,29 @@ class CheckpointManager:
         self._pending = (step, value)
         if not self.async_save:
             self.wait()
+
+    def rank(self, step: int, metric: float) -> None:
+        """Gives a step that is saved already the metric it is ranked by.
+
+        Finishes the save under way first.
+
+        Raises:
+            CheckpointNotFoundError: If there is no such step.
+            CheckpointError: If the save under way failed, or the metric cannot be written.
+        """
+        self._require_open()
+        self.wait()
+        self.metric_of(step)
+        try:
+            if _writes_files():
+                write_rank(self.folder / str(step), float(metric), self.monitor_mode)
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.folder}: the metric of step {step} could not be written ({error}), "
+                "expected a folder that can be written. Check its free space and permissions."
+            ) from error
+        self._metrics[step] = float(metric)
+        self._prune()
 
     def wait(self) -> None:
         """Finishes the save under way, if there is one, and removes steps that are not kept.

@@ -2,12 +2,13 @@
 
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
-from xtrainer.checkpoint.backend import COMMIT_FILE, META_FILE, META_ITEM, STATE_ITEM
-from xtrainer.checkpoint.items import FORMAT_VERSION, META_KEYS, float_from_json
+from xtrainer.checkpoint.backend import COMMIT_FILE, META_FILE, META_ITEM, RANK_FILE, STATE_ITEM
+from xtrainer.checkpoint.items import FORMAT_VERSION, META_KEYS, float_from_json, float_to_json
 from xtrainer.errors import CheckpointError, CheckpointNotFoundError
 from xtrainer.types import JSON
 
@@ -100,13 +101,34 @@ def read_metric(step_folder: Path, mode: MonitorMode | None = None) -> float | N
     Raises:
         CheckpointError: If the metadata are damaged.
     """
-    meta = read_meta(step_folder)
-    if mode is not None and meta.get(MODE_KEY) != mode:
+    record = {**read_meta(step_folder), **_read_rank(step_folder)}
+    if mode is not None and record.get(MODE_KEY) != mode:
         return None
     try:
-        return float_from_json(meta.get(METRIC_KEY))
+        return float_from_json(record.get(METRIC_KEY))
     except ValueError as error:
         raise CheckpointError(f"{step_folder}: {METRIC_KEY}: {error}. Use another step.") from error
+
+
+def write_rank(step_folder: Path, metric: float, mode: MonitorMode | None) -> None:
+    """Keeps the metric of a step that was saved before it was known; whole or not at all."""
+    path = step_folder / RANK_FILE
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps({METRIC_KEY: float_to_json(metric), MODE_KEY: mode}))
+    os.replace(temporary, path)
+
+
+def _read_rank(step_folder: Path) -> dict[str, JSON]:
+    try:
+        record = json.loads((step_folder / RANK_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{step_folder}: {RANK_FILE} cannot be read ({error}), expected JSON. Remove it, or "
+            "use another step."
+        ) from error
+    return record if isinstance(record, dict) else {}
 
 
 def best_of(metrics: Mapping[int, float | None], mode: MonitorMode | None) -> list[int]:

@@ -8,7 +8,7 @@ Synopsis:
 from xtrainer.loop.evaluate import evaluate_loader, run_evaluation
 from xtrainer.loop.plan import Plan, make_plan
 from xtrainer.loop.stop import StopReason
-from xtrainer.loop.train import Loaders, run_training
+from xtrainer.loop.train import Loaders, no_batch, run_training
 from xtrainer.loop.view import LoopTrainer, StepHook
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "StopReason",
     "evaluate_loader",
     "make_plan",
+    "no_batch",
     "run_evaluation",
     "run_training",
 ]

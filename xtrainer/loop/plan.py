@@ -46,11 +46,21 @@ class Plan:
         """Says whether the epoch under way has all the steps an epoch may have."""
         return self.steps_per_epoch is not None and progress.step_in_epoch >= self.steps_per_epoch
 
+    @property
+    def passes_end_epochs(self) -> bool:
+        """Whether an epoch ends with the loader's pass, however few its steps were."""
+        return self.num_train_steps is None or self.steps_per_epoch is None
+
     def epoch_continues(self, progress: Progress) -> bool:
         """Says whether an epoch goes on when the loader's pass has ended."""
-        if self.num_train_steps is None or self.steps_per_epoch is None:
+        if self.passes_end_epochs:
             return False
         return not self.epoch_is_full(progress) and not self.done(progress)
+
+    @property
+    def validates(self) -> bool:
+        """Whether there is any validation, given a set to validate on."""
+        return self.val_every_n_epochs > 0 or self.val_every_n_steps > 0
 
     def validates_after_step(self, step: int) -> bool:
         """Says whether a validation by steps is due."""

@@ -17,6 +17,7 @@ from xtrainer.loop.plan import Plan
 from xtrainer.loop.stop import StopReason
 from xtrainer.loop.view import LoopTrainer
 from xtrainer.loop.windows import MetricWindows
+from xtrainer.state import Progress
 from xtrainer.step import PlacedBatch, StepReport
 from xtrainer.types import HostMetrics
 
@@ -55,12 +56,25 @@ def run_training(trainer: LoopTrainer, loaders: Loaders, plan: Plan) -> Results:
     run = _Run(trainer, loaders, plan)
     if plan.done(trainer.progress):
         trainer.request_stop(StopReason.NOTHING_TO_DO)
-    while trainer.stop_reason is None:
-        run.epoch()
-        if plan.done(trainer.progress):
-            trainer.request_stop(StopReason.FINISHED)
-    run.windows.close(trainer.progress.step, trainer.progress.epoch)
+    try:
+        while trainer.stop_reason is None:
+            run.epoch()
+            if plan.done(trainer.progress):
+                trainer.request_stop(StopReason.FINISHED)
+        run.windows.close(run.in_flight.newest, trainer.progress.epoch)
+    except BaseException as error:
+        run.give_up(error)
+        raise
     return run.results
+
+
+def no_batch(source: LoaderSource, progress: Progress) -> LoaderError:
+    """Returns the error of a training loader that gives nothing where a batch is needed."""
+    return LoaderError(
+        f"The {source.name!r} loader gave no batch after step {progress.step}, in epoch "
+        f"{progress.epochs_done + 1}. It is empty, or an iterator that has ended: pass data, a "
+        "loader that can be iterated again, or ask for fewer epochs or steps."
+    )
 
 
 class _Run:
@@ -90,12 +104,12 @@ class _Run:
                 self.step(batch, position, epoch)
                 if trainer.stop_reason is not None:
                     break
-        self.settle()
-        if self.rewind_to is not None and not self.loaders.train.is_one_shot:
-            self.loaders.train.restore(self.rewind_to)
-        going = trainer.stop_reason is None
-        self.epoch_is_full = (self.epoch_is_full and going) or self.plan.epoch_is_full(progress)
-        if self.epoch_is_full or (going and self.plan.done(progress)):
+        if not self.settle():
+            self.rewind()
+            return
+        full = self.epoch_is_full or self.plan.epoch_is_full(progress) or self.pass_is_over()
+        self.epoch_is_full = full
+        if full or (trainer.stop_reason is None and self.plan.done(progress)):
             self.end_epoch(epoch, start)
 
     def end_epoch(self, epoch: int, start: float) -> None:
@@ -110,11 +124,18 @@ class _Run:
         if self.plan.validates_after_epoch(epoch):
             self.validate(f"val_epoch_{epoch}", epoch)
 
+    def pass_is_over(self) -> bool:
+        """Says whether the loader is known to be at the end of a pass that ends the epoch."""
+        source = self.loaders.train
+        if source.is_one_shot or not self.plan.passes_end_epochs:
+            return False
+        return self.trainer.progress.step_in_epoch > 0 and source.position.batches == source.length
+
     def batches(self) -> Generator[tuple[PlacedBatch, LoaderPosition], None, None]:
         """Gives the batches of an epoch; never reads more than the epoch can take."""
         source, progress = self.loaders.train, self.trainer.progress
         new_pass = False
-        while True:
+        while self.trainer.stop_reason is None:
             taken = progress.step
             limit = self.plan.batches_left(progress)
             with contextlib.closing(
@@ -129,12 +150,7 @@ class _Run:
                 self.epoch_is_full = True  # the loader's pass has ended, and the epoch with it
                 return
             if new_pass and progress.step == taken:
-                raise LoaderError(
-                    f"The {source.name!r} loader gave no batch after step {progress.step}, in "
-                    f"epoch {progress.epochs_done + 1}. It is empty, or an iterator that has "
-                    "ended: pass data, a loader that can be iterated again, or ask for fewer "
-                    "epochs or steps."
-                )
+                raise no_batch(source, progress)
             source.new_pass()
             new_pass = True
 
@@ -150,9 +166,9 @@ class _Run:
         step = progress.step
         trainer.first_step = False
         self.check(self.in_flight.push(report, Moment.of(progress, position)))
-        if trainer.stop_reason is not None:
+        if trainer.stop_reason is StopReason.NONFINITE:
             return
-        self.windows.step_done(step, epoch)
+        self.windows.step_done(step, epoch, report)
         if self.plan.validates_after_step(step) and self.settle():
             self.validate(f"val_step_{step}", epoch)
         for hook in self.step_hooks:
@@ -185,9 +201,24 @@ class _Run:
         )
 
     def settle(self) -> bool:
-        """Waits until every dispatched step is known to be finite; says whether the run goes on."""
+        """Waits for every dispatched step; says whether they stand, refused ones or not."""
         self.check(self.in_flight.drain())
-        return self.trainer.stop_reason is None
+        return self.trainer.stop_reason is not StopReason.NONFINITE
+
+    def rewind(self) -> None:
+        """Puts the loader behind the batch of the last step that stands; not while it is read."""
+        position, self.rewind_to = self.rewind_to, None
+        if position is not None and not self.loaders.train.is_one_shot:
+            self.loaders.train.restore(position)
+
+    def give_up(self, error: BaseException) -> None:
+        """After an error: progress becomes that of the state, and the rows so far are given out."""
+        try:
+            self.settle()
+            self.rewind()
+            self.windows.close(self.in_flight.newest, self.trainer.progress.epoch)
+        except BaseException as other:  # the first error is the one to raise
+            error.add_note(f"After it: {type(other).__name__}: {other}")
 
     def validate(self, key: str, epoch: int) -> None:
         """Evaluates on the validation sets, once for a step."""
@@ -210,15 +241,15 @@ class _Run:
         self.validated = (step, metrics)
         self.results[key] = metrics
 
-    def log_row(self, metrics: HostMetrics, step: int, epoch: int) -> None:
-        """Logs the metrics of the steps up to ``step``."""
+    def log_row(self, metrics: HostMetrics, last: StepReport, epoch: int) -> None:
+        """Logs the metrics of the steps up to the one that ``last`` reports."""
         trainer = self.trainer
         metrics = trainer.get_metric_postprocess_fn()(metrics)
-        if trainer.progress.skipped:
-            metrics["skipped_steps"] = float(trainer.progress.skipped)
+        if last.updates < last.step:
+            metrics["skipped_steps"] = float(last.step - last.updates)
         with _free_transfers(trainer):
-            trainer.notify("on_training_log", metrics, step)
-            trainer.logger.log_metrics(metrics, step, "train", epoch)
+            trainer.notify("on_training_log", metrics, last.step)
+            trainer.logger.log_metrics(metrics, last.step, "train", epoch)
         self.newest_row = metrics
 
 

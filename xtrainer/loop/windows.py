@@ -5,9 +5,10 @@ from collections.abc import Callable
 import jax
 
 from xtrainer.metrics import DeviceMetrics, HostWindow, finish
+from xtrainer.step import StepReport
 from xtrainer.types import HostMetrics
 
-Emit = Callable[[HostMetrics, int, int], None]
+Emit = Callable[[HostMetrics, StepReport, int], None]
 
 
 class MetricWindows:
@@ -19,7 +20,7 @@ class MetricWindows:
     Args:
         new_window: Returns an empty window on the devices.
         every: Steps per window; a row is due when it divides the step.
-        emit: Called with (metrics, step, epoch) for each row.
+        emit: Called with (metrics, report of the row's last step, epoch) for each row.
     """
 
     def __init__(self, new_window: Callable[[], DeviceMetrics], every: int, emit: Emit) -> None:
@@ -27,20 +28,20 @@ class MetricWindows:
         self._new_window = new_window
         self._every = every
         self._emit = emit
-        self._pending: tuple[DeviceMetrics, int, int] | None = None
+        self._pending: tuple[DeviceMetrics, jax.Array, int] | None = None
         self._open: HostWindow | None = None  # steps since the last row that are on the host
         self._epoch: HostWindow | None = None
         self._fresh = True  # nothing was added to ``current``
         self.unlogged_steps = 0
 
-    def step_done(self, step: int, epoch: int) -> None:
-        """Records that ``current`` now holds the metrics of ``step``."""
+    def step_done(self, step: int, epoch: int, report: jax.Array) -> None:
+        """Records that ``current`` now holds the metrics of ``step``, which ended as reported."""
         self._fresh = False
         self.unlogged_steps += 1
         if step % self._every == 0:
             self._emit_pending()
             jax.tree.map(lambda x: x.copy_to_host_async(), self.current)
-            self._pending = (self.current, step, epoch)
+            self._pending = (self.current, report, epoch)
             self._renew()
             self.unlogged_steps = 0
 
@@ -59,11 +60,11 @@ class MetricWindows:
         window, self._epoch = self._epoch, None
         return {} if window is None else finish(window, ("mean_nopostfix",))
 
-    def close(self, step: int, epoch: int) -> None:
-        """Gives out every row, also the last one of fewer steps."""
+    def close(self, newest: StepReport, epoch: int) -> None:
+        """Gives out every row, also the last one of fewer steps, which ends with ``newest``."""
         self.flush()
         if self._open is not None and self.unlogged_steps:
-            self._emit_row(self._open, step, epoch)
+            self._emit_row(self._open, newest, epoch)
         self._open, self.unlogged_steps = None, 0
 
     def _renew(self) -> None:
@@ -73,14 +74,14 @@ class MetricWindows:
     def _emit_pending(self) -> None:
         if self._pending is None:
             return
-        (window, step, epoch), self._pending = self._pending, None
+        (window, report, epoch), self._pending = self._pending, None
         part = HostWindow.fetch(window)
         self._epoch = part if self._epoch is None else self._epoch.merge(part)
         row = part if self._open is None else self._open.merge(part)
         self._open = None
-        self._emit_row(row, step, epoch)
+        self._emit_row(row, StepReport.fetch(report), epoch)
 
-    def _emit_row(self, window: HostWindow, step: int, epoch: int) -> None:
+    def _emit_row(self, window: HostWindow, report: StepReport, epoch: int) -> None:
         metrics = finish(window)
         if metrics:
-            self._emit(metrics, step, epoch)
+            self._emit(metrics, report, epoch)

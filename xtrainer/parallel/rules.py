@@ -58,17 +58,22 @@ def fsdp_spec(shape: Sequence[int], mesh: Mesh, config: ParallelConfig) -> Parti
 
 
 def _misfit(spec: PartitionSpec, shape: Sequence[int], mesh: Mesh) -> str | None:
+    used = [name for names in spec for name in _axes(names)]
+    for name in used:
+        if name not in mesh.shape:
+            return f"the mesh has no axis {name!r}, only {list(mesh.axis_names)}."
+        if used.count(name) > 1:
+            return f"the axis {name!r} is named twice."
     if len(spec) > len(shape):
         return f"{len(spec)} entries for an array of shape {tuple(shape)}."
     for axis, names in enumerate(spec):
-        parts = _num_parts(names, mesh)
+        parts = math.prod(mesh.shape[name] for name in _axes(names))
         if shape[axis] % parts:
             return f"dimension {axis} of {tuple(shape)} does not divide by {parts} ({names!r})."
     return None
 
 
-def _num_parts(names: Any, mesh: Mesh) -> int:
+def _axes(names: Any) -> tuple[str, ...]:
     if names is None:
-        return 1
-    names = names if isinstance(names, tuple) else (names,)
-    return math.prod(mesh.shape[name] for name in names)
+        return ()
+    return names if isinstance(names, tuple) else (names,)

@@ -49,7 +49,8 @@ class BoundApply:
         precision = self._settings.precision
         variables = {**self._collections, **variables}
         if precision.casts:
-            variables["params"] = cast_floating(variables["params"], precision.compute_dtype)
+            if "params" in variables:
+                variables["params"] = cast_floating(variables["params"], precision.compute_dtype)
             args = cast_floating(args, precision.compute_dtype)
             kwargs = cast_floating(kwargs, precision.compute_dtype)
         gather = self._gathered_collections() if kwargs.get("mutable") is None else []

@@ -89,6 +89,7 @@ class TrainExecutor(_Executor):
         self._make_step = make_step
         self._settings = settings
         self._donate = (0, 3) if donate_state else (3,)
+        self._keeps_statistics = bool(jax.tree.leaves(state_shardings.mutable_variables))
 
     def __call__(
         self, state: TrainState, batch: PlacedBatch, window: DeviceMetrics
@@ -100,8 +101,13 @@ class TrainExecutor(_Executor):
         return step(state, batch.data, batch.row_mask, window)
 
     def _compile(self, rows: int) -> Callable[..., Any]:
-        pieces = micro_batches(rows, self._settings.accumulate_steps)
-        function = self._make_step(dataclasses.replace(self._settings, accumulate_steps=pieces))
+        pieces = micro_batches(rows, self._settings.accumulate_steps, self._keeps_statistics)
+        settings = dataclasses.replace(
+            self._settings,
+            accumulate_steps=pieces,
+            accumulate_scan=self._settings.accumulate_scan and not self._debug,  # a scan is traced
+        )
+        function = self._make_step(settings)
         whole = self._layout.replicated
         return self._jit(function, rows, (self._state_shardings, whole, whole), self._donate)
 
@@ -148,15 +154,19 @@ class EvalExecutor(_Executor):
         return step(state, batch.data, batch.row_mask, window)
 
 
-def micro_batches(rows: int, accumulate_steps: int) -> int:
+def micro_batches(rows: int, accumulate_steps: int, keeps_statistics: bool = False) -> int:
     """Returns into how many pieces a batch is divided: as many as asked for, where that divides.
 
     A remainder of another size takes the next larger number that divides it, so that no micro-batch
-    is larger than those of a full batch.
+    is larger than those of a full batch. A model that keeps statistics of its batches takes the
+    next smaller one: the variance of a single row would be averaged in as 0.
 
     Example:
         >>> micro_batches(16, 4), micro_batches(6, 4), micro_batches(3, 4)
         (4, 6, 3)
+        >>> micro_batches(6, 4, keeps_statistics=True)
+        3
     """
-    at_least = min(accumulate_steps, rows)
-    return next(pieces for pieces in range(at_least, rows + 1) if rows % pieces == 0)
+    wanted = min(accumulate_steps, rows)
+    numbers = range(wanted, 0, -1) if keeps_statistics else range(wanted, rows + 1)
+    return next(pieces for pieces in numbers if rows % pieces == 0)

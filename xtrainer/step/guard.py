@@ -30,6 +30,16 @@ class StepReport(NamedTuple):
         """Returns the report on the host; waits for the step."""
         return cls(*np.asarray(jax.device_get(report)).tolist())
 
+    @property
+    def halted(self) -> bool:
+        """Whether a refused step has ended the run; that one counts as skipped, not as taken."""
+        return self.consecutive > 0 and self.first + self.consecutive - 1 > self.step
+
+    @property
+    def updates(self) -> int:
+        """Steps taken that were not refused."""
+        return self.step - self.skipped + self.halted
+
 
 def all_finite(*trees: PyTree) -> jax.Array:
     """Returns bool ``()``: whether every number of every floating leaf is finite."""

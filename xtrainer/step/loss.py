@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from xtrainer.errors import LossError, did_you_mean
 from xtrainer.metrics import LOG_MODES, MetricLayout
 from xtrainer.step.apply import BoundApply
+from xtrainer.step.precision import cast_floating
 from xtrainer.step.settings import StepSettings
 from xtrainer.tree import flatten_with_paths
 from xtrainer.types import ApplyFn, BatchLike, LossFunction, PRNGKey, PyTree
@@ -118,6 +119,7 @@ def describe_loss(
     def forward(
         params: PyTree, mutable: Any, batch: BatchLike, mask: jax.Array, rng: PRNGKey
     ) -> Any:
+        params = cast_floating(params, settings.precision.compute_dtype)  # as the steps do
         return evaluate_loss(
             loss_function, apply_fn, settings, params, mutable, batch, mask, rng, train
         )
@@ -167,8 +169,10 @@ def flatten_intermediates(intermediates: Mapping[str, Any]) -> dict[str, jax.Arr
         LossError: For an array of more than one axis.
     """
     metrics: dict[str, jax.Array] = {}
-    for path, leaf in flatten_with_paths(intermediates).items():
-        name = path.removesuffix("/0") if f"{path.removesuffix('/0')}/1" not in path else path
+    sown = {path: jnp.asarray(leaf) for path, leaf in flatten_with_paths(intermediates).items()}
+    for path, leaf in sown.items():
+        alone = f"{path.removesuffix('/0')}/1" not in sown
+        name = path.removesuffix("/0") if alone else path
         if leaf.ndim > 1:
             raise LossError(
                 f"The intermediate {path!r} has the shape {leaf.shape}, expected a scalar. Sow its "
@@ -212,7 +216,7 @@ def _modes(name: str, term: Any, default: tuple[str, ...], train: bool) -> tuple
 def _as_float(name: str, value: Any) -> jax.Array:
     try:
         array = jnp.asarray(value)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise LossError(f"{name} is a {type(value).__name__}, expected an array.") from error
     if jnp.issubdtype(array.dtype, jnp.complexfloating):
         raise LossError(f"{name} has the dtype {array.dtype}, expected a real number.")

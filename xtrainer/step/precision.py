@@ -9,7 +9,7 @@ from xtrainer.config import Config
 from xtrainer.errors import did_you_mean
 from xtrainer.types import PyTree
 
-DTYPES = ("float32", "bfloat16", "float16", "float64")
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True, kw_only=True)

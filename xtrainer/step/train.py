@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from xtrainer.errors import LossError
 from xtrainer.metrics import (
     DeviceMetrics,
     MetricLayout,
@@ -67,10 +68,13 @@ def make_train_step(
         updates, opt_state = optimizer.update(result.grads, state.opt_state, state.params)
         proposed = state.replace(
             params=optax.apply_updates(state.params, updates),
-            opt_state=opt_state,
+            opt_state=_with_dtypes(opt_state, state.opt_state),
             mutable_variables=result.terms.mutable,
         )
-        finite = all_finite(result.terms.value, result.grads, updates, result.terms.mutable)
+        terms = result.terms
+        # The norm of the gradient, as a square that overflows would stay in the second moments.
+        norm = global_norm(result.grads)
+        finite = all_finite(terms.value, terms.weight, norm, updates, terms.mutable)
         new_state, accepted = guard_step(state, proposed, finite, settings.nonfinite_limit)
         metrics = _add_metrics(settings, metrics, result, state.params, accepted)
         return new_state, metrics, report_of(new_state)
@@ -81,9 +85,24 @@ def make_train_step(
 def train_layout(
     terms_layout: MetricLayout, params: PyTree, settings: StepSettings
 ) -> MetricLayout:
-    """Returns the layout of a training step's metrics: those of the loss, then the norms."""
+    """Returns the layout of a training step's metrics: those of the loss, then the norms.
+
+    Raises:
+        LossError: If the loss returned a metric that is called like a norm.
+    """
+    taken = [name for name in _norm_names(params, settings) if name in terms_layout.names]
+    if taken:
+        raise LossError(
+            f"The loss returned the metrics {taken}, which are names of norms that the step logs "
+            "itself. Rename them, or turn off log_grad_norm or log_param_norm."
+        )
     modes = dict(zip(terms_layout.names, terms_layout.modes, strict=True))
     return MetricLayout.of(modes | dict.fromkeys(_norm_names(params, settings), ("mean",)))
+
+
+def _with_dtypes(tree: PyTree, like: PyTree) -> PyTree:
+    # Moments in the parameters' bfloat16 would be widened by the gradient's float32.
+    return jax.tree.map(lambda x, y: x if x.dtype == y.dtype else x.astype(y.dtype), tree, like)
 
 
 def _norm_names(params: PyTree, settings: StepSettings) -> list[str]:

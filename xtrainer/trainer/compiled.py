@@ -88,8 +88,9 @@ def train_parts(
         config.donate_train_state,
         config.debug,
     )
-    pieces = settings.accumulate_steps
-    return executor, BatchPreparer(layout, terms.paddable, pieces, batch)
+    # Collections that a model updates (batch statistics) are computed from padded rows as well.
+    paddable = terms.paddable and not jax.tree.leaves(state.mutable_variables)
+    return executor, BatchPreparer(layout, paddable, settings.accumulate_steps, batch)
 
 
 def eval_parts(

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from tqdm.auto import tqdm
 
 from xtrainer.checkpoint import CheckpointItems, find_step, read_meta
-from xtrainer.errors import CheckpointNotFoundError, LoaderError
+from xtrainer.errors import CheckpointNotFoundError
 from xtrainer.hooks import Hooks
 from xtrainer.launch import is_main_process
 from xtrainer.loop import (
@@ -117,11 +117,7 @@ class TrainerModule(TrainerParts):
             LoaderError: If there is no batch.
         """
         source = self.sources.of(val_loader, "val")
-        source.new_pass()
-        try:
-            batch = self.prepare_eval_batch(source.peek())
-        except StopIteration:
-            raise LoaderError(f"The {source.name!r} loader is empty, expected a batch.") from None
+        batch = self.prepare_eval_batch(run.first_batch(source))
         jax.block_until_ready(
             self.compiled_eval_step(self.state, batch, self.compiled_eval_step.new_window())
         )

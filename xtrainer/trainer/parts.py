@@ -29,6 +29,7 @@ from xtrainer.step import StepSettings, make_eval_step, make_train_step, train_l
 from xtrainer.trainer import compiled
 from xtrainer.trainer.assemble import build_model, init_state, init_variables
 from xtrainer.trainer.config import ModelConfig, TrainerConfig
+from xtrainer.trainer.saving import check_folders
 from xtrainer.trainer.sources import Sources
 from xtrainer.tree import num_elements
 from xtrainer.types import (
@@ -78,7 +79,7 @@ class TrainerParts(Hooks):
         self.init_mesh(model_config, mesh)
         self.build_model(model_config)
         self.init_optimizer(optimizer_config)
-        self.init_model(self.batch_to_input(batch_spec(batch)))
+        self.init_model(jax.eval_shape(self.batch_to_input, batch_spec(batch)))
         self.init_callbacks(trainer_config.callbacks)
         self.create_jitted_functions()
 
@@ -109,7 +110,10 @@ class TrainerParts(Hooks):
 
     @staticmethod
     def batch_to_input(batch: BatchLike) -> PyTree:
-        """Returns what the model is initialized with; a tuple stands for several arguments."""
+        """Returns what the model is initialized with; a tuple stands for several arguments.
+
+        Only shapes are asked for: it is traced and never computed.
+        """
         return get_input(batch)
 
     @staticmethod
@@ -170,6 +174,7 @@ class TrainerParts(Hooks):
         self.callbacks = build_callbacks(
             [*callback_configs, *bar], cast(CallbackTrainer, self), data_module
         )
+        check_folders(self.callbacks)
 
     def create_jitted_functions(self) -> None:
         """Sets the compiled steps (compiled when first called) and what prepares their batches."""
@@ -251,12 +256,17 @@ class TrainerParts(Hooks):
         for callback in self.callbacks:
             callback.set_dataset(dataset)
 
-    def learning_rate(self, step: int) -> float | None:
-        """Returns the learning rate that the update of a step used; None where it is not known."""
+    def learning_rate(self, step: int, skipped: int | None = None) -> float | None:
+        """Returns the learning rate that the update of a step used; None where it is not known.
+
+        Args:
+            step: The step; of a refused one, the rate of the last update before it.
+            skipped: Refused steps up to that one; as many as by now where None.
+        """
         if self.lr_schedule is None:
             return None
-        updates_before = max(step - 1 - self.progress.skipped, 0)
-        return float(jax.device_get(self.lr_schedule(updates_before)))
+        updates = step - (self.progress.skipped if skipped is None else skipped)
+        return float(jax.device_get(self.lr_schedule(max(updates - 1, 0))))
 
     def request_stop(self, reason: StopReason = StopReason.REQUESTED, detail: str = "") -> None:
         """Ends training after this step; the first reason is kept."""

@@ -8,12 +8,14 @@ import jax
 import numpy as np
 
 from xtrainer.checkpoint import restore_partial
-from xtrainer.data import LoaderSource
-from xtrainer.errors import BatchError
-from xtrainer.loop import Loaders, Plan, StopReason, run_training
+from xtrainer.data import LoaderSource, describe_mismatch
+from xtrainer.errors import BatchError, LoaderError
+from xtrainer.loop import Loaders, Plan, StopReason, no_batch, run_training
+from xtrainer.state import GuardState
+from xtrainer.step import StepReport
 from xtrainer.trainer.saving import MODEL_PARTS, checkpoint_callback, config_to_json
 from xtrainer.trainer.view import TrainerView
-from xtrainer.types import HostMetrics
+from xtrainer.types import BatchLike, HostMetrics
 
 _LOG = logging.getLogger(__name__)
 
@@ -53,7 +55,9 @@ def _start(trainer: TrainerView, plan: Plan, loaders: Loaders, test_loader: Any)
     """Checks what can be checked before a step is compiled, and says what is about to run."""
     if not plan.done(trainer.progress):
         _check_first_batch(trainer, loaders.train)
-    trainer.has_validation = bool(loaders.val)
+        for source in loaders.val.values():
+            _check_eval_batch(trainer, source)
+    trainer.has_validation = bool(loaders.val) and plan.validates
     trainer.total_steps = plan.total_steps(loaders.train.length)
     _reset_guard(trainer)
     trainer.notify("on_training_start")
@@ -67,26 +71,56 @@ def _start(trainer: TrainerView, plan: Plan, loaders: Loaders, test_loader: Any)
             trainer.test_eval_function(source)
 
 
+def first_batch(source: LoaderSource) -> BatchLike:
+    """Returns the first batch of a new pass, which stays the first.
+
+    Raises:
+        LoaderError: If there is no batch.
+    """
+    source.new_pass()
+    try:
+        return source.peek()
+    except StopIteration:
+        raise LoaderError(f"The {source.name!r} loader is empty, expected a batch.") from None
+
+
 def _check_first_batch(trainer: TrainerView, source: LoaderSource) -> None:
     try:
         trainer.prepare_train_batch.check_full(source.peek())
     except StopIteration:
-        return  # the loop starts the next pass, and says so if that is empty too
+        if source.position.pass_index == source.position.batches == 0:
+            raise no_batch(source, trainer.progress) from None
+        # Else the pass has ended; the loop starts the next, and says so if that is empty.
     except BatchError as error:
         error.add_note("This is the first batch of the training loader.")
         raise
 
 
+def _check_eval_batch(trainer: TrainerView, source: LoaderSource) -> None:
+    batch = first_batch(source)
+    if describe_mismatch(trainer.exmp_batch, batch) is None:
+        return  # the loss has been tried with such a batch
+    try:
+        trainer.init_eval_metrics(batch)
+    except Exception as error:
+        error.add_note(f"This was tried with the first batch of the {source.name!r} loader.")
+        raise
+
+
 def _reset_guard(trainer: TrainerView) -> None:
-    """Lets a state that the guard has halted take steps again."""
-    guard = trainer.state.guard
-    if int(jax.device_get(guard.consecutive)):
-        zero = np.zeros((), np.int32)
-        place = guard.consecutive.sharding
-        guard = guard.replace(
-            consecutive=jax.device_put(zero, place), first=jax.device_put(zero.copy(), place)
-        )
-        trainer.state = trainer.state.replace(guard=guard)
+    """Lets a state that the guard has halted take steps again.
+
+    The step that halted it was not taken and will come again: it is no skipped one.
+    """
+    guard, limit = trainer.state.guard, trainer.nonfinite_limit
+    counters = (trainer.state.step, guard.skipped, guard.consecutive, guard.first)
+    report = StepReport(*(int(count) for count in jax.device_get(counters)))
+    if report.halted or (limit is not None and report.consecutive >= limit):
+        skipped = report.step - report.updates
+        values = (np.full((), value, np.int32) for value in (skipped, 0, 0))
+        leaves = [jax.device_put(value, guard.skipped.sharding) for value in values]
+        trainer.state = trainer.state.replace(guard=GuardState(*leaves))
+        trainer.progress.skipped = skipped
 
 
 def _test_best(trainer: TrainerView, test_loader: Any) -> HostMetrics:

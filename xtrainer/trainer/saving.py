@@ -1,7 +1,7 @@
 """What does a checkpoint of a trainer hold, and how does a trainer take it back?"""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -92,6 +92,22 @@ def checkpoint_callback(trainer: TrainerView) -> ModelCheckpoint | None:
     """Returns the first checkpoint callback, preferring one that monitors a metric."""
     found = [c for c in trainer.callbacks if isinstance(c, ModelCheckpoint)]
     return next((c for c in found if c.monitored is not None), found[0] if found else None)
+
+
+def check_folders(callbacks: Sequence[Callback]) -> None:
+    """Checks that no two checkpoint callbacks write to one folder.
+
+    Raises:
+        ConfigError: If two do; each would find the other's steps where it is about to save.
+    """
+    folders = [c.folder for c in callbacks if isinstance(c, ModelCheckpoint)]
+    shared = {str(folder) for folder in folders if folders.count(folder) > 1}
+    if shared:
+        raise ConfigError(
+            f"Found several ModelCheckpoint callbacks that save to {', '.join(sorted(shared))}, "
+            "expected a folder for each. Set ModelCheckpointConfig(log_path=...), or use one of "
+            "them: it keeps the best checkpoints and the newest."
+        )
 
 
 def load_step(trainer: TrainerView, step_folder: Path, load_optimizer: bool) -> int:
@@ -212,7 +228,7 @@ def restore_from_dict(state: TrainState, state_dict: Mapping[str, Any]) -> Train
     problems, parts = [], {}
     for name, part in state_dict.items():
         old = getattr(state, name)
-        problems += [f"{name}/{line}".rstrip("/") for line in _differences(old, part)]
+        problems += _differences({name: old}, {name: part})
         if not problems:
             shardings = jax.tree.map(lambda x: x.sharding, old)
             leaves = jax.tree.unflatten(jax.tree.structure(old), jax.tree.leaves(part))

@@ -10,6 +10,7 @@ from xtrainer.callbacks import Callback
 from xtrainer.data import LoaderSource
 from xtrainer.loggers import LoggerTool
 from xtrainer.loop import LoopTrainer, StopReason
+from xtrainer.metrics import DeviceMetrics
 from xtrainer.optim import OptimizerConfig
 from xtrainer.state import Progress, TrainState
 from xtrainer.trainer.batches import BatchPreparer
@@ -45,6 +46,10 @@ class TrainerView(LoopTrainer, Protocol):
 
     def get_num_params(self) -> int:
         """Returns the number of parameters."""
+        ...
+
+    def init_eval_metrics(self, batch: BatchLike = None) -> DeviceMetrics:
+        """Returns empty evaluation metrics for a batch."""
         ...
 
     def test_eval_function(self, val_loader: Any) -> None:

@@ -1,0 +1,112 @@
+"""How far the host runs ahead."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import probes
+import pytest
+
+from xtrainer.data import LoaderPosition
+from xtrainer.loop.in_flight import InFlight, Moment
+from xtrainer.state import Progress
+from xtrainer.step import StepReport
+
+
+def report(step: int, skipped: int = 0) -> Any:
+    return jnp.array([step, skipped, 0, 0], jnp.int32)
+
+
+def moment(step: int) -> Moment:
+    progress = Progress(step=step, epochs_done=2, step_in_epoch=step, examples=4 * step)
+    return Moment.of(progress, LoaderPosition(0, step))
+
+
+def started(limit: int, skipped: int = 0) -> InFlight:
+    in_flight = InFlight(limit, skipped)
+    in_flight.start(moment(0))
+    return in_flight
+
+
+def test_a_moment_is_a_copy_of_the_progress() -> None:
+    progress = Progress(step=3, epochs_done=1, step_in_epoch=2, examples=9)
+    kept = Moment.of(progress, LoaderPosition(1, 2))
+    progress.step += 1
+    assert kept == Moment(3, 1, 2, 9, LoaderPosition(1, 2))
+
+
+@pytest.mark.parametrize("limit", [1, 2, 4])
+def test_reports_are_read_when_more_than_the_limit_wait(limit: int) -> None:
+    in_flight = started(limit)
+    newest = [in_flight.push(report(step), moment(step)).step for step in range(1, 9)]
+    assert newest == [max(step - limit, 0) for step in range(1, 9)]
+
+
+def test_drain_reads_the_last_report() -> None:
+    in_flight = started(4)
+    for step in (1, 2, 3):
+        in_flight.push(report(step, skipped=step), moment(step))
+    assert in_flight.drain() == StepReport(3, 3, 0, 0)
+
+
+def test_drain_again_gives_the_same_report() -> None:
+    in_flight = started(2)
+    in_flight.push(report(1), moment(1))
+    assert in_flight.drain() == in_flight.drain() == StepReport(1, 0, 0, 0)
+
+
+def test_before_a_step_the_skipped_ones_of_earlier_runs_are_known() -> None:
+    assert started(2, skipped=5).drain().skipped == 5
+
+
+@pytest.mark.parametrize("limit", [1, 2, 4])
+def test_the_moment_before_the_oldest_unread_step_is_kept(limit: int) -> None:
+    in_flight = started(limit)
+    for step in range(1, 8):
+        in_flight.push(report(step), moment(step))
+        oldest = max(step - limit, 0)
+        assert in_flight.moment(max(oldest - 1, 0)) == moment(max(oldest - 1, 0))
+        assert in_flight.moment(step) == moment(step)
+
+
+def test_a_new_start_forgets_older_moments() -> None:
+    in_flight = started(2)
+    in_flight.push(report(1), moment(1))
+    in_flight.drain()
+    after_epoch = moment(1)._replace(epochs_done=3, step_in_epoch=0)
+    in_flight.start(after_epoch)
+    assert in_flight.moment(1) == after_epoch
+
+
+@pytest.mark.parametrize("limit", [1, 3])
+def test_in_a_run_no_more_reports_than_the_limit_wait(
+    stage: probes.Repeatable, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    trainer = stage.begin(max_steps_in_flight=limit, every=1000)
+    waiting: list[int] = []
+    push = InFlight.push
+
+    def counted(self: InFlight, *args: Any) -> StepReport:
+        newest = push(self, *args)
+        waiting.append(len(self._waiting))
+        return newest
+
+    monkeypatch.setattr(InFlight, "push", counted)
+    trainer.train_model(probes.numbered(8), num_epochs=1)
+    assert waiting == [min(step, limit) for step in range(1, 9)]
+
+
+def test_a_report_is_read_only_when_it_must(
+    stage: probes.Repeatable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    fetch = StepReport.fetch.__func__  # type: ignore[attr-defined]
+
+    def counted(cls: Any, array: Any) -> StepReport:
+        found = fetch(cls, array)
+        read.append(found.step)
+        return found
+
+    monkeypatch.setattr(StepReport, "fetch", classmethod(counted))
+    trainer = stage.begin(max_steps_in_flight=3, every=1000)
+    trainer.train_model(probes.numbered(8), num_epochs=1)
+    assert read == [1, 2, 3, 4, 5, 8]

@@ -1,0 +1,147 @@
+"""How do a model, an optimizer and a mesh become a state?"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import zoo
+from jax.sharding import PartitionSpec
+
+import xtrainer as xt
+from xtrainer.errors import ConfigError
+from xtrainer.trainer.assemble import build_model, init_state, init_variables
+
+
+class Scaled(nn.Module):
+    """Takes two inputs, and no ``train``."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, scale: jax.Array) -> jax.Array:
+        return nn.Dense(3)(x) * scale
+
+
+class Marked(nn.Module):
+    """A layer whose parameter carries names of logical axes, and a collection without values."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        init = nn.with_partitioning(nn.initializers.ones, ("rows", None))
+        self.sow("intermediates", "mean", x.mean())
+        return x @ self.param("kernel", init, (x.shape[-1], 2))
+
+
+def linear(x: Any, rng: Any) -> Any:
+    return {"params": {"w": jax.random.normal(rng, (x.shape[-1], 8))}}
+
+
+EXAMPLE = jax.ShapeDtypeStruct((4, 3), jnp.float32)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "width"),
+    [(None, 8), ({}, 8), ({"width": 5}, 5)],
+)
+def test_a_mapping_gives_keyword_arguments_and_none_gives_none(arguments: Any, width: int) -> None:
+    config = xt.ModelConfig(model_class=zoo.MLP, model_config=arguments)
+    assert build_model(config).width == width
+
+
+def test_any_other_object_is_the_one_argument() -> None:
+    config = xt.ModelConfig(model_class=lambda argument: ("model", argument), model_config=7)
+    assert build_model(config) == ("model", 7)
+
+
+def test_a_name_stands_for_the_registered_class() -> None:
+    xt.register_model("assemble_mlp")(zoo.MLP)
+    assert type(build_model(xt.ModelConfig(model_class="assemble_mlp"))) is zoo.MLP
+
+
+def test_the_class_of_the_config_counts_more_than_the_default() -> None:
+    assert type(build_model(xt.ModelConfig(), zoo.MLP)) is zoo.MLP
+    assert type(build_model(xt.ModelConfig(model_class=Marked), zoo.MLP)) is Marked
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (xt.ModelConfig(), "model.model_class: found None, and the trainer has no class attribute"),
+        (xt.ModelConfig(model_class="no_such"), "No model is registered as 'no_such'"),
+        (
+            xt.ModelConfig(model_class=zoo.MLP, model_config={"widht": 3}),
+            "model.model_config: MLP refuses its arguments: .*widht",
+        ),
+    ],
+)
+def test_a_model_that_cannot_be_built_is_an_error(config: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_model(config)
+
+
+def test_a_tuple_of_inputs_stands_for_several_arguments() -> None:
+    inputs = (jnp.ones((2, 4)), jnp.ones((2, 1)))
+    variables = init_variables(Scaled(), inputs, {"params": jax.random.key(0)})
+    assert variables["params"]["Dense_0"]["kernel"].shape == (4, 3)
+
+
+def test_a_model_that_takes_train_is_initialized_without_it() -> None:
+    seen = []
+
+    class Curious(nn.Module):
+        @nn.compact
+        def __call__(self, x: jax.Array, train: bool = True) -> jax.Array:
+            seen.append(train)
+            return nn.Dense(1)(x)
+
+    init_variables(Curious(), jnp.ones((2, 4)), {"params": jax.random.key(0)})
+    assert seen == [False]
+
+
+def test_parameters_come_from_the_seed_alone() -> None:
+    states = [
+        init_state(linear, EXAMPLE, optax.sgd(0.1), seed, zoo.devices(count))
+        for seed, count in ((0, 1), (0, 8), (1, 1))
+    ]
+    zoo.assert_same(states[0], states[1])
+    assert not np.array_equal(states[0].params["w"], states[2].params["w"])
+    assert not np.array_equal(*(zoo.host(state.rng) for state in (states[0], states[2])))
+
+
+def test_parameters_and_what_mirrors_them_are_made_where_they_live() -> None:
+    parallel = xt.ParallelConfig(data_axis_size=1, fsdp_axis_size=8, fsdp_min_weight_size=0)
+    state = init_state(linear, EXAMPLE, optax.adam(0.1), parallel=parallel)
+    assert state.params["w"].sharding.spec == PartitionSpec(None, "fsdp")
+    assert state.opt_state[0].mu["w"].sharding.spec == PartitionSpec(None, "fsdp")
+    assert state.step.sharding.spec == PartitionSpec()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_parameters_have_the_dtype_of_the_precision(dtype: str) -> None:
+    precision = xt.PrecisionConfig(param_dtype=dtype)
+    state = init_state(linear, EXAMPLE, optax.sgd(0.1), mesh=zoo.devices(1), precision=precision)
+    assert state.params["w"].dtype == dtype
+
+
+def test_names_of_axes_are_taken_off_and_sown_values_are_left_out() -> None:
+    state = init_state(
+        lambda x, rng: Marked().init(rng, x), EXAMPLE, optax.sgd(0.1), mesh=zoo.devices(1)
+    )
+    assert state.params["kernel"].shape == (3, 2)
+    assert state.mutable_variables == {}
+
+
+def test_other_collections_are_carried_along() -> None:
+    model = zoo.MLP(batch_norm=True)
+    state = init_state(
+        lambda x, rng: model.init(rng, x), EXAMPLE, optax.sgd(0.1), mesh=zoo.devices(1)
+    )
+    assert set(state.mutable_variables) == {"batch_stats"}
+
+
+@pytest.mark.parametrize("variables", [{}, {"params": {}}, {"batch_stats": {"a": jnp.ones(2)}}])
+def test_a_model_without_parameters_is_an_error(variables: Any) -> None:
+    with pytest.raises(ConfigError, match="no parameters, expected a collection 'params'"):
+        init_state(lambda x, rng: variables, EXAMPLE, optax.sgd(0.1))

@@ -1,0 +1,78 @@
+"""Is each loader read through one source, put where a checkpoint says it was?"""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from xtrainer.data import ArrayLoader, LoaderPosition, LoaderSource
+from xtrainer.errors import LoaderError
+from xtrainer.trainer.sources import Sources
+
+
+def loader(rows: int = 8) -> ArrayLoader:
+    return ArrayLoader(np.arange(rows), batch_size=2)
+
+
+def first(source: LoaderSource) -> Any:
+    return source.next_host()[0].tolist()
+
+
+def test_a_loader_keeps_its_source() -> None:
+    sources, data = Sources(), loader()
+    source = sources.of(data, "train")
+    assert sources.of(data, "train") is source
+    assert sources.of(source, "train") is source
+
+
+def test_another_loader_gets_a_source_of_its_own() -> None:
+    sources = Sources()
+    source = sources.of(loader(), "train")
+    assert sources.of(loader(), "train") is not source
+
+
+def test_what_was_read_ahead_of_an_iterator_is_kept_for_the_next_call() -> None:
+    sources, data = Sources(), iter([np.arange(2), np.arange(2, 4)])
+    sources.of(data, "train").peek()
+    assert first(sources.of(data, "train")) == [0, 1]
+
+
+def test_sets_are_named_by_their_key() -> None:
+    found = Sources().of_sets({"a": loader(), 3: loader()}, "val")
+    assert {key: source.name for key, source in found.items()} == {"a": "val/a", "3": "val/3"}
+    assert list(Sources().of_sets(loader(), "val")) == [None]
+    assert Sources().of_sets(None, "val") == {}
+
+
+def test_what_cannot_be_iterated_is_no_loader() -> None:
+    with pytest.raises(LoaderError, match="Found a int as the 'train' loader"):
+        Sources().of(3, "train")  # type: ignore[arg-type]
+
+
+def test_the_training_position_is_kept_and_others_that_have_a_state() -> None:
+    sources = Sources()
+    for name, data in (("train", [np.arange(2)]), ("val", [np.arange(2)]), ("test", loader())):
+        first(sources.of(data, name))
+    assert set(sources.positions()) == {"train", "test"}
+
+
+def test_a_restored_training_position_waits_for_the_loader() -> None:
+    sources, data = Sources(), loader()
+    sources.restore_later({"train": LoaderPosition(0, 2, {"pass": 0, "batch": 2})})
+    assert first(sources.of(data, "val")) == [0, 1]
+    assert first(sources.of(loader(), "train")) == [4, 5]
+    assert first(sources.of(loader(), "train")) == [0, 1]  # it was taken
+
+
+def test_a_restored_evaluation_position_waits_for_nobody() -> None:
+    sources = Sources()
+    sources.restore_later({"val": LoaderPosition(0, 2, {"pass": 0, "batch": 2})})
+    assert first(sources.of(loader(), "val")) == [0, 1]
+
+
+def test_a_given_loader_is_put_there_at_once() -> None:
+    sources, data = Sources(), loader()
+    sources.restore_later({"train": LoaderPosition(0, 3, {"pass": 0, "batch": 3})})
+    sources.restore(data, "train", LoaderPosition(0, 1, {"pass": 0, "batch": 1}))
+    assert data.get_state() == {"pass": 0, "batch": 1}
+    assert first(sources.of(data, "train")) == [2, 3]
