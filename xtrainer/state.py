@@ -85,6 +85,7 @@ class Progress:
         epochs_done: Finished epochs; the epoch under way has the number ``epochs_done + 1``.
         step_in_epoch: Steps of the epoch under way.
         examples: Rows trained on, padding not counted.
+        batch_rows: Rows of the largest batch, by which the last of a pass is known as a smaller one.
         skipped: Steps that the guard refused.
         validations: Finished validations.
         best: For each monitored metric its best ``value`` with ``step`` and ``epoch``.
@@ -94,6 +95,7 @@ class Progress:
     epochs_done: int = 0
     step_in_epoch: int = 0
     examples: int = 0
+    batch_rows: int = 0
     skipped: int = 0
     validations: int = 0
     best: dict[str, dict[str, float]] = field(default_factory=dict)

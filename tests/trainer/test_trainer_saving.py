@@ -8,61 +8,68 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import probes
 import pytest
 import zoo
 
 import xtrainer as xt
 from xtrainer.errors import CheckpointError, CheckpointNotFoundError, LoaderError
 
-MODEL = {"batch_norm": True}
+SAVING = xt.ModelCheckpointConfig(monitor="loss", max_to_keep=None)
 
 
-def make(folder: Path | None = None, callbacks: Any = None, **more: Any) -> Any:
-    """Returns a trainer with BatchNorm and Adam; with a folder it saves there."""
-    if callbacks is None:
-        callbacks = [xt.ModelCheckpointConfig(monitor="loss", max_to_keep=None)] if folder else []
-    config = {"model": MODEL, "optimizer": zoo.optimizer("adam", lr=0.3), "mesh": zoo.devices(1)}
-    logger = None if folder is None else zoo.file_logger(folder)
-    return zoo.make_trainer(**{**config, "logger": logger, "callbacks": callbacks, **more})
+def make(**more: Any) -> Any:
+    """Returns a new trainer with BatchNorm and Adam on one device; it writes nothing."""
+    config = {"model": {"batch_norm": True}, "optimizer": zoo.optimizer("adam", lr=0.3)}
+    return zoo.make_trainer(**{**config, "mesh": zoo.devices(1), **more})
+
+
+@pytest.fixture(scope="module")
+def stage() -> probes.Repeatable:
+    """Gives such a trainer, compiled once for this file."""
+    return probes.Repeatable(make())
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """Gives a run of six steps with checkpoints at 2, 4 and 6, stopped in its second pass."""
     folder = tmp_path_factory.mktemp("saving") / "run"
-    trainer = make(folder, check_val_every_n_steps=2)
-    train, val = zoo.loader(64, shuffle=True), zoo.loader(24)
-    trainer.train_model(train, val, num_train_steps=6)
+    trainer = make(logger=zoo.file_logger(folder), callbacks=[SAVING], check_val_every_n_steps=2)
+    trainer.train_model(zoo.loader(64, shuffle=True), zoo.loader(24), num_train_steps=6)
     losses = {step: row["loss"] for step, row in zoo.rows_of(folder, "val").items()}
     best = min(losses, key=losses.get)  # type: ignore[arg-type]
     assert best < 6
-    return SimpleNamespace(folder=folder, trainer=trainer, train=train, best=best)
+    return SimpleNamespace(folder=folder, trainer=trainer, best=best)
 
 
 @pytest.fixture
-def fresh() -> Any:
+def fresh(stage: probes.Repeatable) -> Any:
     """Gives a trainer at step 0 that writes nothing."""
-    return make()
+    return stage.begin()
 
 
 # load_model
 
 
-def test_nothing_to_load_is_an_error(tmp_path: Path) -> None:
+def test_nothing_to_load_is_an_error(stage: probes.Repeatable, tmp_path: Path) -> None:
     with pytest.raises(CheckpointNotFoundError, match="found no checkpoint"):
-        make(tmp_path / "none").load_model()
+        stage.begin(SAVING, folder=tmp_path / "none").load_model()
 
 
-def test_nothing_to_load_may_be_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    trainer = make(tmp_path / "none")
+def test_nothing_to_load_may_be_a_warning(
+    stage: probes.Repeatable, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = stage.begin(SAVING, folder=tmp_path / "none")
     with caplog.at_level(logging.WARNING, logger="xtrainer"):
         assert trainer.load_model(raise_if_not_found=False) is None
     assert "No checkpoint was loaded" in caplog.text
 
 
-def test_a_step_that_is_not_there_is_an_error_that_lists_the_steps(run: SimpleNamespace) -> None:
+def test_a_step_that_is_not_there_is_an_error_that_lists_the_steps(
+    stage: probes.Repeatable, run: SimpleNamespace
+) -> None:
     with pytest.raises(CheckpointNotFoundError, match="found no step 3, expected one of 2, 4, 6"):
-        make(run.folder).load_model(3)
+        stage.begin(SAVING, folder=run.folder).load_model(3)
 
 
 def test_a_trainer_without_a_folder_cannot_load(fresh: Any) -> None:
@@ -72,14 +79,16 @@ def test_a_trainer_without_a_folder_cannot_load(fresh: Any) -> None:
         fresh.load_model()
 
 
-def test_without_a_checkpoint_callback_the_run_folder_is_looked_in(run: SimpleNamespace) -> None:
-    trainer = make(run.folder, callbacks=[])
+def test_without_a_checkpoint_callback_the_run_folder_is_looked_in(
+    stage: probes.Repeatable, run: SimpleNamespace
+) -> None:
+    trainer = stage.begin(folder=run.folder)
     assert trainer.load_model() == 6
     zoo.assert_same(trainer.state, run.trainer.state)
 
 
 def test_a_checkpoint_of_another_model_changes_nothing(run: SimpleNamespace) -> None:
-    trainer = make(run.folder, model={**MODEL, "width": 5})
+    trainer = make(model={"batch_norm": True, "width": 5}, logger=zoo.file_logger(run.folder))
     before = zoo.host(trainer.state)
     with pytest.raises(CheckpointError, match=r"params/Dense_0/kernel: shape \(4, 8\)"):
         trainer.load_model()
@@ -88,17 +97,18 @@ def test_a_checkpoint_of_another_model_changes_nothing(run: SimpleNamespace) -> 
 
 
 def test_without_a_saved_optimizer_the_model_is_taken_with_a_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    stage: probes.Repeatable, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    callbacks = [xt.ModelCheckpointConfig(save_optimizer_state=False)]
-    first = make(tmp_path, callbacks)
+    callback = xt.ModelCheckpointConfig(save_optimizer_state=False)
+    first = stage.begin(callback, folder=tmp_path)
     first.train_model(zoo.loader(32), num_epochs=1)
-    second = make(tmp_path, callbacks)
+    params, collections = zoo.host((first.state.params, first.state.mutable_variables))
+    second = stage.begin(callback, folder=tmp_path)
     with caplog.at_level(logging.WARNING, logger="xtrainer"):
         second.load_model()
     assert "holds no optimizer state: training would begin at step 0" in caplog.text
-    zoo.assert_same(second.state.params, first.state.params)
-    zoo.assert_same(second.state.mutable_variables, first.state.mutable_variables)
+    zoo.assert_same(second.state.params, params)
+    zoo.assert_same(second.state.mutable_variables, collections)
     assert second.global_step == int(second.state.step) == 0
 
 
@@ -129,8 +139,7 @@ def test_a_pretrained_model_of_another_optimizer_can_be_fine_tuned(run: SimpleNa
     with pytest.raises(CheckpointError, match="opt_state"):
         trainer.load_pretrained_model(run.folder)
     trainer.load_pretrained_model(run.folder, load_optimizer=False)
-    trainer.train_model(zoo.loader(32), num_epochs=1)
-    assert trainer.global_step == 2
+    zoo.assert_same(trainer.state.params, run.trainer.state.params)
 
 
 @pytest.mark.parametrize("which", [{"load_best": True}, {"step_idx": "best"}])
@@ -185,27 +194,32 @@ def test_another_run_is_only_read(run: SimpleNamespace, fresh: Any) -> None:
 # load_data_loaders and restore_data_loaders
 
 
-def test_loaders_are_put_where_they_were_at_a_step(run: SimpleNamespace) -> None:
-    trainer = make(run.folder)
+def test_loaders_are_put_where_they_were_at_a_step(
+    stage: probes.Repeatable, run: SimpleNamespace
+) -> None:
+    trainer = stage.begin(folder=run.folder)
     train = zoo.loader(64, shuffle=True)
     trainer.load_data_loaders(2, train_loader=train)
     assert train.get_state() == {"pass": 0, "batch": 2}
 
 
-def test_loaders_are_put_where_the_present_step_left_them(run: SimpleNamespace) -> None:
-    trainer = make(run.folder)
+def test_loaders_are_put_where_the_present_step_left_them(
+    stage: probes.Repeatable, run: SimpleNamespace
+) -> None:
+    trainer = stage.begin(folder=run.folder)
     trainer.load_model(4)
     train, val = zoo.loader(64, shuffle=True), zoo.loader(24)
     trainer.load_data_loaders(train_loader=train, val_loader=val)
     trainer.init_logger(None)
-    trainer.init_callbacks([])
     trainer.train_model(train, num_train_steps=6)
     zoo.assert_same(trainer.state, run.trainer.state)
 
 
-def test_a_training_loader_whose_position_was_not_saved_is_an_error(tmp_path: Path) -> None:
-    callbacks = [xt.ModelCheckpointConfig(save_dataloader_state=False)]
-    trainer = make(tmp_path, callbacks)
+def test_a_training_loader_whose_position_was_not_saved_is_an_error(
+    stage: probes.Repeatable, tmp_path: Path
+) -> None:
+    callback = xt.ModelCheckpointConfig(save_dataloader_state=False)
+    trainer = stage.begin(callback, folder=tmp_path)
     trainer.train_model(zoo.loader(32), num_epochs=1)
     with pytest.raises(CheckpointError, match="save_dataloader_state=False; leave train_loader"):
         trainer.load_data_loaders(train_loader=zoo.loader(32))

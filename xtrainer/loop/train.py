@@ -163,6 +163,7 @@ class _Run:
         progress.step += 1
         progress.step_in_epoch += 1
         progress.examples += batch.examples
+        progress.batch_rows = max(progress.batch_rows, batch.examples)
         step = progress.step
         trainer.first_step = False
         self.check(self.in_flight.push(report, Moment.of(progress, position)))

@@ -38,8 +38,23 @@ class BatchPreparer:
         self._paddable = paddable
         self._accumulate_steps = accumulate_steps
         self._expected = None if expected is None else batch_spec(expected)
+        self._full_rows = 0
         self._rows: dict[Hashable, int] = {}
         self._masks: dict[tuple[int, int], jax.Array] = {}
+
+    def expect_rows(self, rows: int) -> None:
+        """Says how many rows a full batch has, where the first to come may be the last of a pass."""
+        self._full_rows = rows
+
+    def check_first(self, batch: BatchLike) -> None:
+        """Checks the first batch of a run; a smaller one than a full one is the last of a pass.
+
+        Raises:
+            BatchError: As :meth:`check_full` does.
+        """
+        self._check_leaves(batch)
+        if num_rows(batch) > self._known_rows(batch):
+            self.check_full(batch)
 
     def check_full(self, batch: BatchLike) -> None:
         """Checks a batch of full size for training.
@@ -87,11 +102,16 @@ class BatchPreparer:
             )
 
     def _target_rows(self, batch: BatchLike, examples: int) -> int:
-        signature = batch_signature(batch)
-        known = self._rows.get(signature, 0)
+        known = self._known_rows(batch)
         if examples > known:  # the first one, or a larger one: the new full size
             if self._accumulate_steps is not None:
                 self.check_full(batch)
-            shards = self._layout.num_shards
-            known = self._rows[signature] = -(-examples // shards) * shards
+            known = self._rows[batch_signature(batch)] = self._divisible(examples)
         return known if self._paddable else examples
+
+    def _known_rows(self, batch: BatchLike) -> int:
+        return self._rows.get(batch_signature(batch), self._divisible(self._full_rows))
+
+    def _divisible(self, rows: int) -> int:
+        shards = self._layout.num_shards
+        return -(-rows // shards) * shards
