@@ -85,7 +85,7 @@ class Progress:
         epochs_done: Finished epochs; the epoch under way has the number ``epochs_done + 1``.
         step_in_epoch: Steps of the epoch under way.
         examples: Rows trained on, padding not counted.
-        batch_rows: Rows of the largest batch, by which the last of a pass is known as a smaller one.
+        batch_rows: Rows of a full batch, by which the last of a pass is known for a smaller one.
         skipped: Steps that the guard refused.
         validations: Finished validations.
         best: For each monitored metric its best ``value`` with ``step`` and ``epoch``.

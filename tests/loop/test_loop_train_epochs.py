@@ -42,7 +42,7 @@ def test_an_epoch_is_a_pass(stage: probes.Repeatable) -> None:
     trainer.train_model(probes.numbered(3), num_epochs=2)
     assert trainer.logger.column("id") == [1, 2, 3, 1, 2, 3]
     assert trainer.logger.steps("train_epoch") == [3, 6]
-    expected = xt.Progress(step=6, epochs_done=2, examples=24)
+    expected = xt.Progress(step=6, epochs_done=2, examples=24, batch_rows=4)
     assert trainer.progress == expected
     assert int(trainer.state.step) == trainer.global_step == 6
     assert trainer.stop_reason is StopReason.FINISHED

@@ -115,3 +115,21 @@ def test_leaves_with_different_leading_axes_are_named() -> None:
     prepare = BatchPreparer(layout(), True, 1, expected=example)
     with pytest.raises(BatchError, match=r"inputs: \(8, 2\), targets: \(7,\)"):
         prepare({**example, "targets": np.zeros(7)})
+
+
+@pytest.mark.parametrize("paddable", [True, False])
+def test_a_run_may_begin_with_the_last_batch_of_a_pass(paddable: bool) -> None:
+    prepare = BatchPreparer(layout(), paddable, accumulate_steps=2)
+    prepare.begin(full_rows=16)
+    prepare.check_first(batch(11))
+    assert prepare(batch(11)).rows == (16 if paddable else 11)
+    assert prepare(batch(16)).rows == 16
+    with pytest.raises(BatchError, match="17 rows does not divide"):
+        prepare(batch(17))
+
+
+def test_a_run_that_begins_anew_takes_its_first_batch_for_a_full_one() -> None:
+    prepare = BatchPreparer(layout(1), paddable=True, accumulate_steps=1)
+    prepare(batch(16))
+    prepare.begin(full_rows=0)
+    assert prepare(batch(8)).rows == 8

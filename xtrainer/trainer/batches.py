@@ -42,18 +42,24 @@ class BatchPreparer:
         self._rows: dict[Hashable, int] = {}
         self._masks: dict[tuple[int, int], jax.Array] = {}
 
-    def expect_rows(self, rows: int) -> None:
-        """Says how many rows a full batch has, where the first to come may be the last of a pass."""
-        self._full_rows = rows
+    def begin(self, full_rows: int) -> None:
+        """Forgets what batches were seen.
+
+        Args:
+            full_rows: Rows of a full batch, where the first to come may be the smaller last one of
+                a pass; 0: not known.
+        """
+        self._full_rows = full_rows
+        self._rows.clear()
 
     def check_first(self, batch: BatchLike) -> None:
-        """Checks the first batch of a run; a smaller one than a full one is the last of a pass.
+        """Checks the first batch of a run, which may be the last of a pass.
 
         Raises:
             BatchError: As :meth:`check_full` does.
         """
         self._check_leaves(batch)
-        if num_rows(batch) > self._known_rows(batch):
+        if num_rows(batch) >= self._full_rows:
             self.check_full(batch)
 
     def check_full(self, batch: BatchLike) -> None:
@@ -102,16 +108,12 @@ class BatchPreparer:
             )
 
     def _target_rows(self, batch: BatchLike, examples: int) -> int:
-        known = self._known_rows(batch)
-        if examples > known:  # the first one, or a larger one: the new full size
-            if self._accumulate_steps is not None:
+        signature = batch_signature(batch)
+        full = self._rows.get(signature, 0)
+        if examples > full:  # the first one, or a larger one: the new full size
+            full = max(examples, self._full_rows)
+            if examples == full and self._accumulate_steps is not None:
                 self.check_full(batch)
-            known = self._rows[batch_signature(batch)] = self._divisible(examples)
-        return known if self._paddable else examples
-
-    def _known_rows(self, batch: BatchLike) -> int:
-        return self._rows.get(batch_signature(batch), self._divisible(self._full_rows))
-
-    def _divisible(self, rows: int) -> int:
+            self._rows[signature] = full
         shards = self._layout.num_shards
-        return -(-rows // shards) * shards
+        return -(-full // shards) * shards if self._paddable else examples

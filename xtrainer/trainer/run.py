@@ -85,8 +85,11 @@ def first_batch(source: LoaderSource) -> BatchLike:
 
 
 def _check_first_batch(trainer: TrainerView, source: LoaderSource) -> None:
+    if source.position.batches == 0:
+        trainer.progress.batch_rows = 0  # the first batch of a pass is a full one
+    trainer.prepare_train_batch.begin(trainer.progress.batch_rows)
     try:
-        trainer.prepare_train_batch.check_full(source.peek())
+        trainer.prepare_train_batch.check_first(source.peek())
     except StopIteration:
         if source.position.pass_index == source.position.batches == 0:
             raise no_batch(source, trainer.progress) from None
