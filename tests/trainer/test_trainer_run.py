@@ -239,3 +239,13 @@ def test_a_run_that_was_asked_to_stop_is_tested(stage: probes.Repeatable) -> Non
     results = trainer.train_model(probes.numbered(4), data, data, num_epochs=2)
     assert set(results) == {"test"}
     assert trainer.logger.statuses == ["stopped"]
+
+
+def test_smaller_batches_of_a_new_loader_are_not_taken_for_last_ones(
+    stage: probes.Repeatable,
+) -> None:
+    trainer = stage.begin()
+    trainer.train_model(probes.numbered(2, rows=4), num_train_steps=2)
+    trainer.train_model(probes.numbered(2, rows=2), num_train_steps=4)
+    assert trainer.progress.batch_rows == 2
+    assert trainer.prepare_train_batch(probes.one(1, 2)).rows == 2
