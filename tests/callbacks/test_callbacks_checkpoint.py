@@ -106,6 +106,17 @@ def test_a_run_of_nothing_saves_nothing(
     assert list_steps(tmp_path) == []
 
 
+def test_a_restored_run_with_nothing_to_do_saves_nothing(
+    stage: probes.Repeatable, tmp_path: Path, saving: Make
+) -> None:
+    epochs(stage.begin(saving()), 2)
+    before = zoo.files_in(tmp_path)
+    trainer = stage.begin(saving())
+    trainer.load_model()
+    epochs(trainer, 2)
+    assert zoo.files_in(tmp_path) == before
+
+
 # What is kept.
 
 

@@ -117,7 +117,6 @@ def test_a_missing_package_gives_the_line_that_installs_it(monkeypatch, tmp_path
 
 
 def test_a_real_offline_run_leaves_a_file_with_the_rows(tmp_path):
-    pytest.importorskip("wandb")
     program = """
 import sys
 from pathlib import Path

@@ -71,6 +71,7 @@ def test_the_run_stops_as_the_last_finite_step_left_it(
     assert trainer.logger.steps() == rows
     values = [value for _, row in trainer.logger.rows() for value in row.values()]
     assert np.isfinite(values).all()
+    assert not any("skipped_steps" in row for _, row in trainer.logger.rows())
     assert trainer.logger.statuses == ["stopped"]
 
 
@@ -137,6 +138,17 @@ def test_an_untouched_loader_stops_the_run_again(
         assert "Step 4 was" in trainer.stop_detail
     zoo.assert_same(parts(trainer), after[3])
     assert trainer.logger.column("id") == [1, 2, 3]
+
+
+def test_the_step_that_ended_a_run_is_no_skipped_one_of_the_next(
+    stage: probes.Repeatable,
+) -> None:
+    trainer = stage.begin()
+    trainer.train_model(loader([4]), **RHYTHM)
+    assert trainer.progress.skipped == 1
+    trainer.train_model(loader(), num_train_steps=3)
+    assert trainer.stop_reason is StopReason.NOTHING_TO_DO
+    assert trainer.progress.skipped == int(trainer.state.guard.skipped) == 0
 
 
 def test_a_list_is_put_back_behind_the_last_finite_batch(stage: probes.Repeatable) -> None:

@@ -314,3 +314,29 @@ def test_one_bad_number_in_a_tree_is_found(bad_value: float, dtype: Any) -> None
     tree = {"a": jnp.ones((3, 3), dtype), "b": [jnp.arange(4)]}
     assert all_finite(tree)
     assert not all_finite({**tree, "a": tree["a"].at[2, 1].set(bad_value)})
+
+
+@pytest.mark.parametrize(
+    ("report", "halted", "updates"),
+    [
+        (StepReport(5, 0, 0, 0), False, 5),
+        (StepReport(5, 2, 0, 0), False, 3),
+        (StepReport(5, 2, 2, 4), False, 3),
+        (StepReport(4, 1, 1, 5), True, 4),
+        (StepReport(0, 1, 1, 1), True, 0),
+        (StepReport(6, 4, 3, 5), True, 3),
+    ],
+)
+def test_a_report_tells_updates_from_refused_steps(
+    report: StepReport, halted: bool, updates: int
+) -> None:
+    assert (report.halted, report.updates) == (halted, updates)
+
+
+@pytest.mark.parametrize("limit", [1, 3])
+def test_the_updates_of_a_report_are_those_of_the_optimizer(limit: int) -> None:
+    state = make_state(MODEL, ADAM)
+    for seed, kind in enumerate(["", "input", "", "input", "input", "input", ""]):
+        batch = bad(kind, np.nan) if kind else good(seed=seed)
+        state, _, report = compiled(limit)(state, batch)
+        assert StepReport.fetch(report).updates == int(optax.tree.get(state.opt_state, "count"))

@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from xtrainer.callbacks.view import CallbackTrainer
 from xtrainer.config import Config
+from xtrainer.errors import ConfigError
 from xtrainer.hooks import Hooks
 from xtrainer.launch import is_main_process
 from xtrainer.types import JSON
@@ -63,6 +65,22 @@ class Callback(Hooks):
         self.trainer = trainer
         self.data_module = data_module
         self.dataset: Any = None
+
+    def own_folder(self, log_path: str | None, name: str) -> Path:
+        """Returns the folder a callback writes to: its own, or one called ``name`` of the run.
+
+        Raises:
+            ConfigError: If there is neither.
+        """
+        if log_path is not None:
+            return Path(log_path).expanduser().resolve()
+        if self.trainer.log_path is None:
+            raise ConfigError(
+                f"{type(self).__name__}: found no folder, neither its own log_path nor the "
+                "logger's. Set LoggerConfig(log_path=...), or "
+                f"{type(self.config).__name__}(log_path=...)."
+            )
+        return self.trainer.log_path / name
 
     def set_dataset(self, dataset: Any) -> None:
         """Receives the dataset that ``TrainerModule.set_dataset`` was given."""

@@ -3,13 +3,12 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from xtrainer.callbacks.base import Callback, CallbackConfig
 from xtrainer.callbacks.view import CallbackTrainer
 from xtrainer.checkpoint import CheckpointManager
-from xtrainer.errors import CheckpointError, ConfigError, MetricError, did_you_mean
+from xtrainer.errors import CheckpointError, MetricError, did_you_mean
 from xtrainer.types import HostMetrics
 
 
@@ -63,13 +62,7 @@ class ModelCheckpoint(Callback):
         self, config: ModelCheckpointConfig, trainer: CallbackTrainer, data_module: Any = None
     ) -> None:
         super().__init__(config, trainer, data_module)
-        if config.log_path is None and trainer.log_path is None:
-            raise ConfigError(
-                "ModelCheckpoint: found no folder, neither its own log_path nor the logger's. Set "
-                "LoggerConfig(log_path=...), or ModelCheckpointConfig(log_path=...)."
-            )
-        own = None if config.log_path is None else Path(config.log_path).expanduser().resolve()
-        self.folder: Path = own or Path(str(trainer.log_path)) / "checkpoints"
+        self.folder = self.own_folder(config.log_path, "checkpoints")
         self._manager: CheckpointManager | None = None
         self._saved_step: int | None = None
 

@@ -1,14 +1,12 @@
 """Where does the time of a step go? A trace of a few steps, for TensorBoard or Perfetto."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
 
 from xtrainer.callbacks.base import Callback, CallbackConfig
 from xtrainer.callbacks.view import CallbackTrainer
-from xtrainer.errors import ConfigError
 from xtrainer.types import HostMetrics
 
 
@@ -51,13 +49,7 @@ class JaxProfiler(Callback):
         self, config: JaxProfilerConfig, trainer: CallbackTrainer, data_module: Any = None
     ) -> None:
         super().__init__(config, trainer, data_module)
-        if config.log_path is None and trainer.log_path is None:
-            raise ConfigError(
-                "JaxProfiler: found no folder, neither its own log_path nor the logger's. Set "
-                "LoggerConfig(log_path=...), or JaxProfilerConfig(log_path=...)."
-            )
-        own = None if config.log_path is None else Path(config.log_path).expanduser().resolve()
-        self.folder: Path = own or Path(str(trainer.log_path)) / "profile"
+        self.folder = self.own_folder(config.log_path, "profile")
         self._steps = 0
         self._tracing = False
 
