@@ -56,8 +56,8 @@ def test_any_other_object_is_the_one_argument() -> None:
 
 
 def test_a_name_stands_for_the_registered_class() -> None:
-    xt.register_model("assemble_mlp")(zoo.MLP)
-    assert type(build_model(xt.ModelConfig(model_class="assemble_mlp"))) is zoo.MLP
+    xt.register_model("assemble_scaled")(Scaled)
+    assert type(build_model(xt.ModelConfig(model_class="assemble_scaled"))) is Scaled
 
 
 def test_the_class_of_the_config_counts_more_than_the_default() -> None:

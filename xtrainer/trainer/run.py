@@ -33,7 +33,7 @@ def train(
     try:
         _start(trainer, plan, loaders, test_loader)
         results = run_training(trainer, loaders, plan)
-        _LOG.info("%s %s", _reason(trainer).value, trainer.stop_detail)
+        _LOG.info("%s", f"{_reason(trainer).value} {trainer.stop_detail}".rstrip())
         trainer.notify("on_training_end")
         if test_loader is not None and _reason(trainer) is not StopReason.NONFINITE:
             results["test"] = _test_best(trainer, test_loader)
