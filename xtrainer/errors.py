@@ -60,6 +60,10 @@ class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
     """No usable checkpoint where one was expected."""
 
 
+class PeerError(XTrainerError, RuntimeError):
+    """Another process of the run has failed, or does not answer."""
+
+
 class MissingDependencyError(XTrainerError, ImportError):
     """An optional package that a feature needs is not installed."""
 

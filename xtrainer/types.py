@@ -1,7 +1,7 @@
 """The shared words of every room: aliases, and the protocols of what users hand in."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
 
@@ -47,6 +47,34 @@ class StatefulLoader(Protocol):
 
     def set_state(self, state: JSON) -> None:
         """Goes to a position."""
+        ...
+
+
+class DataShard(NamedTuple):
+    """Which part of every global batch a process reads.
+
+    Processes whose devices hold the same rows (a tensor axis that spans processes) have one index.
+
+    Attributes:
+        index: The number of this part, from 0.
+        count: Into how many parts of one size a batch is divided.
+    """
+
+    index: int = 0
+    count: int = 1
+
+
+@runtime_checkable
+class ShardedLoader(Protocol):
+    """A loader of global batches that can be told to give one part of each.
+
+    Of a batch of ``n`` rows, and a ``batch_size`` of ``b`` that ``count`` divides, it gives the
+    rows from ``index * b // count`` to ``(index + 1) * b // count`` that there are, none where the
+    last batch of a pass ends before: so every process reads the same number of batches.
+    """
+
+    def set_shard(self, shard: DataShard) -> None:
+        """Gives this part of each batch from now on."""
         ...
 
 

@@ -14,13 +14,31 @@ from xtrainer.launch.distributed import (
     process_count,
     process_index,
 )
+from xtrainer.launch.exchange import (
+    barrier,
+    broadcast,
+    gather,
+    gather_results,
+    raise_for_peers,
+)
+from xtrainer.launch.local import run_local
+from xtrainer.launch.slurm import SlurmJob, sbatch_script, write_sbatch
 
 __all__ = [
     "ClusterInfo",
     "LaunchInfo",
+    "SlurmJob",
+    "barrier",
+    "broadcast",
     "detect_cluster",
+    "gather",
+    "gather_results",
     "initialize",
     "is_main_process",
     "process_count",
     "process_index",
+    "raise_for_peers",
+    "run_local",
+    "sbatch_script",
+    "write_sbatch",
 ]

@@ -1,15 +1,20 @@
 """How do several processes become one run? ``jax.distributed``, started once and early."""
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import jax
 
 from xtrainer.errors import ConfigError
 from xtrainer.launch.cluster import ClusterInfo, detect_cluster
+from xtrainer.launch.exchange import num_processes, runtime_process
+from xtrainer.launch.peers import watch
 
+_LOG = logging.getLogger(__name__)
 _LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 
 
@@ -20,8 +25,9 @@ class LaunchInfo:
     Attributes:
         process_index: The number of this process, from 0.
         process_count: How many processes the run has.
-        source: ``"single"``, ``"arguments"``, ``"slurm"``, ``"ompi"``, ``"environment"``, or
-            ``"running"`` where JAX's distributed runtime was up already.
+        source: ``"single"``, ``"arguments"``, ``"slurm"``, ``"ompi"``, ``"tpu"``,
+            ``"kubernetes"``, ``"environment"``, or ``"running"`` where JAX's distributed runtime
+            was up already.
     """
 
     process_index: int = 0
@@ -41,12 +47,15 @@ def initialize(
     platform: str | None = None,
     device_ids: Sequence[int] | None = None,
     timeout_s: int = 300,
+    heartbeat_timeout_s: int | None = None,
+    failure_grace_s: float = 5.0,
 ) -> LaunchInfo:
     """Joins the processes of a run; call it before anything touches a device.
 
-    Without arguments the launcher is found in the environment (SLURM and Open MPI with more than
-    one process, or ``JAX_COORDINATOR_ADDRESS``); where there is none, this process is the whole
-    run and nothing is started. A second call gives what is running and starts nothing.
+    Without arguments the launcher is found in the environment (SLURM, Open MPI, a TPU pod or a
+    Kubernetes Job with more than one process, or ``JAX_COORDINATOR_ADDRESS``), and logged; where
+    there is none, this process is the whole run and nothing is started. A second call gives what
+    is running and starts nothing.
 
     Args:
         coordinator_address: ``host:port`` of process 0. A loopback host is bound on loopback only.
@@ -55,6 +64,10 @@ def initialize(
         platform: ``"cpu"``, ``"cuda"``, ``"rocm"``, ``"tpu"`` (``"gpu"`` is ``"cuda"``).
         device_ids: Which of this machine's GPUs the process may use; needs a GPU ``platform``.
         timeout_s: How long to wait for the other processes.
+        heartbeat_timeout_s: How long a process may be silent before it counts as dead, which ends
+            the others; None: 10 where all are on this machine, else 30.
+        failure_grace_s: How long the others may take to end by themselves when one process has
+            failed; then they are ended, with that process's error.
 
     Raises:
         ConfigError: For arguments that do not fit together, a platform that cannot be chosen any
@@ -69,6 +82,7 @@ def initialize(
     if problems:
         raise ConfigError(problems)
     if jax.distributed.is_initialized():
+        watch(failure_grace_s)
         return _running(num_processes, process_id)
     request, source = _find_request(coordinator_address, num_processes, process_id)
     if request is not None and _backend_is_up():
@@ -80,7 +94,11 @@ def initialize(
     _choose_devices(platform, device_ids)
     if request is None:
         return LaunchInfo()
-    return _start(request, source, device_ids, timeout_s)
+    if device_ids is not None:
+        request["local_device_ids"] = list(device_ids)
+    info = _start(request, source, timeout_s, heartbeat_timeout_s)
+    watch(failure_grace_s)
+    return info
 
 
 def is_main_process() -> bool:
@@ -184,9 +202,13 @@ def _find_request(
             "cluster_detection_method": "deactivate",
         }
         return explicit, "arguments"
-    cluster = detect_cluster(os.environ)
+    cluster = detect_cluster(os.environ, _on_tpu_vm(), find_spec("kubernetes") is not None)
     if cluster is None or cluster.num_processes == 1:
         return None, "single"
+    if cluster.kind == "tpu" and cluster.num_processes is None and _backend_is_up():
+        if jax.process_count() == 1:  # a TPU VM that is no pod, say in a notebook
+            return None, "single"
+    _LOG.info("Joining %s", cluster.description)
     return _cluster_request(cluster), cluster.kind
 
 
@@ -202,9 +224,19 @@ def _cluster_request(cluster: ClusterInfo) -> dict[str, Any]:
             "(versions from 5 on do not). Set JAX_COORDINATOR_ADDRESS to host:port of rank 0, the "
             "same for every rank."
         )
+    if cluster.kind in ("environment", "kubernetes") and None not in request.values():
+        request["cluster_detection_method"] = "deactivate"  # nothing is left for JAX to find
     if cluster.local_process_id is not None and not cluster.knows_address:
         request["local_device_ids"] = [cluster.local_process_id]  # one GPU a rank, as JAX does
     return {name: value for name, value in request.items() if value is not None}
+
+
+def _on_tpu_vm() -> bool:
+    # JAX looks for the chips while it is imported and offers no public way to ask.
+    from jax._src import cloud_tpu_init
+
+    platforms = jax.config.values["jax_platforms"] or "tpu"
+    return cloud_tpu_init.running_in_cloud_tpu_vm and "tpu" in platforms
 
 
 def _choose_devices(platform: str | None, device_ids: Sequence[int] | None) -> None:
@@ -218,24 +250,27 @@ def _choose_devices(platform: str | None, device_ids: Sequence[int] | None) -> N
 
 
 def _start(
-    request: dict[str, Any], source: str, device_ids: Sequence[int] | None, timeout_s: int
+    request: dict[str, Any], source: str, timeout_s: int, heartbeat_timeout_s: int | None
 ) -> LaunchInfo:
     address = request.get("coordinator_address")
-    if address is not None and address.rpartition(":")[0] in _LOOPBACK:
+    local = address is not None and address.rpartition(":")[0] in _LOOPBACK
+    if local:
         # JAX would listen on every network interface of the machine.
         request["coordinator_bind_address"] = address
-    if device_ids is not None:
-        request["local_device_ids"] = list(device_ids)
+        # With a proxy in the environment even loopback would be looked for behind it, for ever.
+        os.environ.setdefault("no_grpc_proxy", "127.0.0.1,localhost,::1")
     try:
-        jax.distributed.initialize(**request, initialization_timeout=timeout_s)
-    except ValueError as error:
+        jax.distributed.initialize(
+            **request,
+            initialization_timeout=timeout_s,
+            heartbeat_timeout_seconds=heartbeat_timeout_s or (10 if local else 30),
+        )
+    except (ValueError, ImportError) as error:  # JAX's own detection of TPU pods and Kubernetes
         raise ConfigError(
             f"JAX could not join the processes found in {source} ({error}). Pass "
             "coordinator_address, num_processes and process_id to initialize(), or set "
             "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID."
         ) from error
     return LaunchInfo(
-        process_index=request["process_id"] if "process_id" in request else process_index(),
-        process_count=request.get("num_processes") or process_count(),
-        source=source,
+        process_index=runtime_process(), process_count=num_processes(), source=source
     )
