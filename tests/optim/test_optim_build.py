@@ -1,5 +1,6 @@
 """The whole optimizer: order of its parts, weight decay under every name, state, mistakes."""
 
+import dataclasses
 import logging
 
 import jax
@@ -10,7 +11,13 @@ import pytest
 
 from xtrainer.config import Config
 from xtrainer.errors import ConfigError
-from xtrainer.optim import OptimizerConfig, SchedulerConfig, build_optimizer
+from xtrainer.optim import (
+    OptimizerConfig,
+    SchedulerConfig,
+    build_optimizer,
+    decayed_params,
+    frozen_patterns,
+)
 from xtrainer.optim.optimizers import OPTIMIZERS
 from xtrainer.tree import flatten_with_paths
 
@@ -191,12 +198,72 @@ def test_patterns_that_name_something_are_silent(caplog: pytest.LogCaptureFixtur
     assert not caplog.records
 
 
+FROZEN = ("*/bias",)
+
+
+@pytest.mark.parametrize(
+    "name", [*OPTIMIZERS, "optax.lion", "optax.adamw", "optax.lamb", "optax.adafactor"]
+)
+def test_a_frozen_parameter_stays_under_every_name(name: str) -> None:
+    config = OptimizerConfig(name=name, scheduler=LR, weight_decay=0.1, freeze=FROZEN)
+    new, state = one_step(config, PARAMS)
+    np.testing.assert_array_equal(new["dense"]["bias"], PARAMS["dense"]["bias"])
+    assert (new["dense"]["kernel"] != PARAMS["dense"]["kernel"]).all()
+    assert not [path for path in flatten_with_paths(state) if path.endswith("bias")]
+
+
+def test_freezing_does_not_change_the_rest() -> None:
+    gradient = {"dense": {"kernel": PARAMS["dense"]["kernel"] / 3, "bias": ZERO["dense"]["bias"]}}
+    config = OptimizerConfig(scheduler=LR, weight_decay=0.1, grad_clip_norm=1.0)
+    plain, _ = one_step(config, gradient)
+    frozen, _ = one_step(dataclasses.replace(config, freeze=FROZEN), gradient)
+    np.testing.assert_array_equal(frozen["dense"]["kernel"], plain["dense"]["kernel"])
+    assert (plain["dense"]["bias"] != frozen["dense"]["bias"]).all()
+
+
+def test_moments_keep_their_paths_beside_frozen_parameters() -> None:
+    state = build_optimizer(OptimizerConfig(freeze=FROZEN)).transform.init(PARAMS)
+    moments = [path for path in flatten_with_paths(state) if "dense" in path]
+    assert moments == ["optimizer/mu/dense/kernel", "optimizer/nu/dense/kernel"]
+
+
+def test_a_frozen_pattern_that_names_nothing_is_refused_with_the_state() -> None:
+    transform = build_optimizer(OptimizerConfig(freeze=("head",))).transform
+    with pytest.raises(ConfigError, match=r"optimizer\.freeze: the patterns \['head'\] name no"):
+        jax.eval_shape(transform.init, PARAMS)
+
+
+def test_patterns_are_frozen_by_a_config_only() -> None:
+    assert frozen_patterns(OptimizerConfig(freeze=FROZEN)) == FROZEN
+    assert frozen_patterns(optax.sgd(0.1)) == ()
+
+
+@pytest.mark.parametrize(
+    ("fields", "decayed"),
+    [
+        ({}, {"kernel": False, "bias": False}),
+        ({"weight_decay": 0.1}, {"kernel": True, "bias": True}),
+        ({"weight_decay": 0.1, "freeze": FROZEN}, {"kernel": True, "bias": False}),
+        ({"weight_decay": 0.1, "weight_decay_include": FROZEN}, {"kernel": False, "bias": True}),
+        ({"name": "optax.lion", "weight_decay": 0.1}, {"kernel": True, "bias": True}),
+    ],
+)
+def test_decayed_parameters_are_told(fields: dict, decayed: dict) -> None:
+    assert decayed_params(OptimizerConfig(**fields), PARAMS) == {"dense": decayed}
+
+
+@pytest.mark.parametrize("config", [OptimizerConfig(name="optax.lion"), optax.sgd(0.1)])
+def test_decay_that_others_decide_is_not_known(config) -> None:
+    assert decayed_params(config, PARAMS) is None
+
+
 def test_a_config_comes_back_from_json() -> None:
     config = OptimizerConfig(
         name="optax.lion",
         scheduler=SchedulerConfig(name="linear", decay_steps=3),
         weight_decay_exclude=("bias", "*/scale"),
         weight_decay=0.1,
+        freeze=("embed",),
         kwargs={"b1": 0.95},
     )
     assert Config.from_dict(OptimizerConfig, config.to_dict()) == config
@@ -216,6 +283,7 @@ def test_a_config_comes_back_from_json() -> None:
         ({"grad_clip_norm": 0.0}, r"grad_clip_norm: found 0\.0, expected a number > 0"),
         ({"grad_clip_value": -1.0}, r"grad_clip_value: found -1\.0"),
         ({"weight_decay_exclude": ("(",)}, r"weight_decay_exclude: found '\('"),
+        ({"freeze": ("(",)}, r"freeze: found '\('"),
         ({"momentum": 0.9}, r"momentum: found 0\.9, which adamw does not read"),
         ({"kwargs": {"b1": 0.9}}, r"kwargs: found .*expected none"),
         ({"name": "optax.lion", "kwargs": {"bb": 1}}, r"kwargs\.bb: optax.lion has no such"),

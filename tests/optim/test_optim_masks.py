@@ -2,8 +2,9 @@
 
 import pytest
 
+from xtrainer.errors import ConfigError
 from xtrainer.optim import OptimizerConfig, unmatched_patterns
-from xtrainer.optim.masks import path_mask, pattern_problems
+from xtrainer.optim.masks import check_frozen, path_mask, pattern_problems
 
 PARAMS = {"dense": {"kernel": 1.0, "bias": 2.0}, "norm": {"scale": 3.0}}
 
@@ -40,3 +41,22 @@ def test_a_pattern_that_cannot_be_read_is_a_problem() -> None:
         "weight_decay_include: found '(bias', expected a regular expression "
         "(missing ), unterminated subpattern at position 0)."
     ]
+
+
+@pytest.mark.parametrize(
+    ("patterns", "message"),
+    [
+        (
+            ("dens3", "norm"),
+            r"optimizer\.freeze: the patterns \['dens3'\] name no parameter.*'dense/",
+        ),
+        (("dense", "norm"), r"optimizer\.freeze: \['dense', 'norm'\] name all 3 parameters"),
+    ],
+)
+def test_frozen_patterns_that_cannot_be_meant_are_refused(patterns, message) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_frozen(patterns, PARAMS)
+
+
+def test_frozen_patterns_that_leave_something_are_accepted() -> None:
+    check_frozen(("*/bias", "norm"), PARAMS)

@@ -14,6 +14,7 @@ from xtrainer.optim.transforms import (
     clip_by_global_norm,
     decay_after_rate,
     decay_in_rate,
+    freeze,
 )
 
 EVERYTHING = path_mask(None, None)
@@ -91,3 +92,35 @@ def test_the_check_at_init_sees_the_parameters() -> None:
     assert seen == [params]
     updates, _ = transform.update(params, state, params)
     np.testing.assert_allclose(updates["w"], -0.1, rtol=1e-6)
+
+
+def test_a_frozen_parameter_has_no_moments_and_no_update() -> None:
+    params = {"still": jnp.ones(3), "moving": jnp.ones(2)}
+    transform = freeze(optax.adam(0.1), path_mask(("still",), None))
+    state = transform.init(params)
+    assert isinstance(state[0].mu["still"], optax.MaskedNode)
+    updates, state = transform.update(params, state, params)
+    np.testing.assert_array_equal(updates["still"], 0)
+    assert (updates["moving"] < 0).all()
+    assert isinstance(state[0].nu["still"], optax.MaskedNode)
+
+
+def test_what_moves_beside_a_frozen_parameter_moves_as_if_alone() -> None:
+    gradients = {"a": jnp.full(2, 30.0), "b": jnp.full(2, jnp.inf), "c": jnp.full(2, 40.0)}
+    transform = freeze(clip_by_global_norm(1.0), path_mask(("b",), None))
+    updates, _ = transform.update(gradients, transform.init(gradients))
+    alone = {name: gradients[name] for name in ("a", "c")}
+    expected, _ = clip_by_global_norm(1.0).update(alone, optax.EmptyState())
+    np.testing.assert_array_equal(updates["a"], expected["a"])
+    np.testing.assert_array_equal(updates["c"], expected["c"])
+    np.testing.assert_array_equal(updates["b"], 0)
+
+
+def test_further_arguments_reach_the_transformation_below() -> None:
+    def update(updates, state, params=None, *, factor):
+        return jax.tree.map(lambda u: factor * u, updates), state
+
+    scale = optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+    transform = freeze(scale, path_mask(("b",), None))
+    updates, _ = transform.update({"a": jnp.ones(()), "b": jnp.ones(())}, (), factor=3.0)
+    assert {name: float(u) for name, u in updates.items()} == {"a": 3.0, "b": 0.0}

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +13,7 @@ from jax.sharding import PartitionSpec
 from xtrainer.errors import ConfigError
 from xtrainer.optim import OptimizerConfig, build_optimizer
 from xtrainer.parallel import ParallelConfig, build_mesh, copy_tree, state_shardings
+from xtrainer.parallel.annotations import AxisNames
 from xtrainer.parallel.partition import param_shardings
 from xtrainer.state import TrainState
 from xtrainer.tree import flatten_with_paths
@@ -115,6 +117,33 @@ def test_rules_reach_the_moments() -> None:
     assert found["params/dense/kernel"] == PartitionSpec(None)
     assert moments(found, "mu")["dense/kernel"] == PartitionSpec(None)
     assert moments(found, "mu")["out/kernel"] == SPECS["out/kernel"]
+
+
+@flax.struct.dataclass
+class Averaged:
+    """A state with averaged parameters beside the trained ones."""
+
+    params: Any
+    ema: Any
+
+
+def test_averages_lie_where_their_parameters_lie() -> None:
+    state = Averaged(params=PARAMS, ema={"decay": jnp.ones(()), "params": PARAMS})
+    shardings = flatten_with_paths(state_shardings(state, MESH, CONFIG))
+    found = {path: leaf.spec for path, leaf in shardings.items()}
+    assert {path: found[f"ema/params/{path}"] for path in SPECS} == SPECS
+    assert found["ema/decay"] == PartitionSpec()
+
+
+def test_metadata_reaches_the_moments() -> None:
+    state = jax.eval_shape(
+        lambda: TrainState.create(PARAMS, optax.adam(1e-3), jax.random.key(0), {})
+    )
+    names = {"dense/kernel": AxisNames((None, "fsdp"), logical=False)}
+    found = flatten_with_paths(state_shardings(state, MESH, CONFIG, names))
+    for field in ("params", "opt_state/0/mu", "opt_state/0/nu"):
+        assert found[f"{field}/dense/kernel"].spec == PartitionSpec(None, "fsdp")
+        assert found[f"{field}/out/kernel"].spec == SPECS["out/kernel"]
 
 
 def test_rules_that_do_not_fit_are_an_error() -> None:

@@ -11,7 +11,8 @@ from jax.sharding import PartitionSpec
 
 from xtrainer.errors import ConfigError
 from xtrainer.parallel import ParallelConfig, build_mesh
-from xtrainer.parallel.rules import fsdp_spec, param_specs
+from xtrainer.parallel.annotations import AxisNames
+from xtrainer.parallel.rules import ParamLayout, fsdp_spec, lay_out
 
 CONFIG = ParallelConfig(
     data_axis_size=1, fsdp_axis_size=4, model_axis_size=2, fsdp_min_weight_size=64
@@ -32,7 +33,7 @@ PARAMS = {
 
 def specs(*rules: Any, params: Any = None, mesh: Any = None) -> dict[str, PartitionSpec]:
     config = ParallelConfig(**{**vars(CONFIG), "param_rules": rules})
-    return param_specs(PARAMS if params is None else params, mesh or MESH, config)
+    return lay_out(PARAMS if params is None else params, mesh or MESH, config).specs
 
 
 @pytest.mark.parametrize(
@@ -142,3 +143,86 @@ def test_an_axis_that_the_users_mesh_lacks_is_an_error() -> None:
     message = r"'head/kernel': the mesh has no axis 'tp', only \['dp'\]"
     with pytest.raises(ConfigError, match=message):
         specs(("head/kernel", ("tp",)), mesh=mesh)
+
+
+def test_a_rule_may_be_a_partition_spec() -> None:
+    found = specs(("*/mlp/kernel", PartitionSpec(("fsdp", "tp"))))
+    assert found["block_0/mlp/kernel"] == PartitionSpec(("fsdp", "tp"))
+
+
+def layout(
+    annotations: dict[str, AxisNames] | None = None, rules: Any = (), logical: Any = ()
+) -> ParamLayout:
+    changes = {"param_rules": rules, "logical_axis_rules": logical}
+    return lay_out(PARAMS, MESH, ParallelConfig(**{**vars(CONFIG), **changes}), annotations)
+
+
+UP = "block_0/mlp/kernel"
+
+
+def test_metadata_wins_over_rules_and_rules_over_the_default() -> None:
+    found = layout(
+        {UP: AxisNames(("embed", None), logical=True)}, (("*/mlp/*", ("tp",)),), [("embed", "fsdp")]
+    )
+    assert found.specs[UP] == PartitionSpec("fsdp", None)
+    assert found.specs["block_1/mlp/kernel"] == PartitionSpec("tp")
+    assert found.specs["block_1/attention/kernel"] == PartitionSpec(None, "fsdp")
+    origins = ("the model's metadata", "*/mlp/*", "the default")
+    paths = (UP, "block_1/mlp/kernel", "head/bias")
+    assert tuple(found.origins[path] for path in paths) == origins
+    assert found.unused == ()
+
+
+def test_metadata_without_a_rule_leaves_its_dimension_whole_and_is_reported() -> None:
+    names = {UP: AxisNames(("embed", "mlp"), logical=True)}
+    found = layout(names, logical=(("embed", "tp"),))
+    assert found.specs[UP] == PartitionSpec("tp", None)
+    assert found.unused == (
+        f"parallel.logical_axis_rules: no rule for the logical axis 'mlp' (as of {UP!r}); its "
+        "dimension stays whole.",
+    )
+
+
+def test_without_logical_rules_the_next_rule_decides_and_it_is_reported() -> None:
+    found = layout({UP: AxisNames(("embed", None), logical=True)})
+    assert found.specs[UP] == PartitionSpec("fsdp", None)
+    assert found.unused == (
+        f"parallel.logical_axis_rules: no rules, and so the logical axis 'embed' (as of {UP!r}) "
+        "says nothing.",
+    )
+
+
+def test_rules_that_lay_out_nothing_are_reported() -> None:
+    names = {UP: AxisNames(("tp", None), logical=False)}
+    rules = (("*/bias", ()), ("*/scale", ()), (UP, ("fsdp",)), ("head/bias", ("tp",)))
+    found = layout(names, rules, logical=(("embed", "fsdp"), ("embed", "tp")))
+    behind = "names only parameters that the model or an earlier rule lays out."
+    assert found.unused == (
+        "parallel.param_rules: the pattern '*/scale' names no parameter.",
+        f"parallel.param_rules: the pattern {UP!r} {behind}",
+        f"parallel.param_rules: the pattern 'head/bias' {behind}",
+        "parallel.logical_axis_rules: no parameter of the model has the axis 'embed'.",
+    )
+
+
+def test_metadata_that_does_not_fit_is_all_reported() -> None:
+    with pytest.raises(ConfigError) as error:
+        layout(
+            {
+                UP: AxisNames(("layers", None), logical=False),
+                "head/bias": AxisNames(("vocab",), logical=True),
+                "head/kernel": AxisNames(("vocab", "vocab"), logical=True),
+            },
+            logical=(("vocab", ("fsdp", "tp")),),
+        )
+    first, second, third = error.value.problems
+    assert first == (
+        f"parallel: the model's metadata ('layers', None) at {UP!r}: the mesh has no axis "
+        "'layers', only ['dp', 'fsdp', 'pp', 'tp']."
+    )
+    assert second == (
+        "parallel: the model's metadata ('vocab',) at 'head/bias': dimension 0 of (10,) does not "
+        "divide by 8 (('fsdp', 'tp'))."
+    )
+    assert third.startswith("parallel: the model's metadata at 'head/kernel': ")
+    assert "vocab" in third

@@ -1,9 +1,10 @@
-"""What are the parameters? A table of path, shape, dtype, layout and size."""
+"""What are the parameters? A table of path, shape, dtype, layout, size and what moves them."""
 
 import io
+import math
 from typing import Any
 
-import numpy as np
+import jax
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -11,32 +12,84 @@ from rich.table import Table
 from xtrainer.tree import flatten_with_paths, num_bytes, num_elements
 from xtrainer.types import PyTree
 
+UNKNOWN = "–"
 
-def parameter_table(params: PyTree) -> str:
-    """Returns a table with one line per parameter and a total.
+
+def parameter_table(
+    params: PyTree, decayed: PyTree | None = None, frozen: PyTree | None = None
+) -> str:
+    """Returns a table with one line per parameter and a total, 120 characters wide at most.
+
+    Its bytes are those of the whole array, and those that one device holds.
 
     Args:
         params: Arrays or ``ShapeDtypeStruct``s; the layout is shown where they have a sharding.
+        decayed: A tree of bools: whether weight decay acts; None: that is not known.
+        frozen: A tree of bools: whether the parameter stays as it is; None: that is not known.
+
+    Example:
+        >>> params = {"head": {"kernel": jax.ShapeDtypeStruct((8, 4), "float32")}}
+        >>> print(parameter_table(params).splitlines()[2].strip())
+        head/kernel  8×4    float32  whole        32    128         128  –      –
     """
-    table = Table(box=box.SIMPLE, show_footer=True)
-    table.add_column("parameter", footer="total", overflow="fold")
-    table.add_column("shape")
-    table.add_column("dtype")
-    table.add_column("partition")
-    table.add_column("elements", justify="right", footer=f"{num_elements(params):,}")
-    table.add_column("bytes", justify="right", footer=f"{num_bytes(params):,}")
-    for path, leaf in flatten_with_paths(params).items():
-        size = int(np.prod(leaf.shape, dtype=np.int64))
-        shape = "×".join(str(length) for length in leaf.shape) or "scalar"
-        table.add_row(
-            path, shape, str(leaf.dtype), _spec(leaf), f"{size:,}", f"{num_bytes(leaf):,}"
+    table = Table(box=box.SIMPLE, show_footer=True, padding=(0, 1, 0, 0))
+    leaves = flatten_with_paths(params)
+    footers = {
+        "parameter": "total",
+        "elements": f"{num_elements(params):,}",
+        "bytes": f"{num_bytes(params):,}",
+        "per device": f"{sum(map(_device_bytes, leaves.values())):,}",
+        "decay": _count(decayed),
+        "frozen": _count(frozen),
+    }
+    names = ("parameter", "shape", "dtype", "spec", "elements", "bytes", "per device")
+    for name in (*names, "decay", "frozen"):
+        right = name in ("elements", "bytes", "per device")
+        # Only a path or a spec may take several lines: numbers in pieces cannot be read.
+        table.add_column(
+            name,
+            footer=footers.get(name, ""),
+            justify="right" if right else "left",
+            overflow="fold",
+            no_wrap=name not in ("parameter", "spec"),
+            max_width=18 if name == "spec" else None,
         )
+    decays, stills = (_answers(tree, list(leaves)) for tree in (decayed, frozen))
+    for path, leaf in leaves.items():
+        shape = "×".join(str(length) for length in leaf.shape) or "scalar"
+        sizes = (num_elements(leaf), num_bytes(leaf), _device_bytes(leaf))
+        numbers = (f"{size:,}" for size in sizes)
+        cells = (shape, str(leaf.dtype), _spec(leaf), *numbers, decays[path], stills[path])
+        table.add_row(path, *cells)
     stream = io.StringIO()
     Console(file=stream, width=120, color_system=None).print(table)
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()).strip("\n")
 
 
+def _device_bytes(leaf: Any) -> int:
+    sharding = getattr(leaf, "sharding", None)
+    if sharding is None or not leaf.size:
+        return num_bytes(leaf)
+    return num_bytes(leaf) * math.prod(sharding.shard_shape(leaf.shape)) // leaf.size
+
+
 def _spec(leaf: Any) -> str:
-    spec = getattr(getattr(leaf, "sharding", None), "spec", None)
-    named = [str(axis) for axis in spec or () if axis is not None]
-    return ", ".join(named) if named else "whole"
+    spec = getattr(getattr(leaf, "sharding", None), "spec", None) or ()
+    if all(axis is None for axis in spec):
+        return "whole"
+    shown = ("·" if axis is None else "+".join(_names(axis)) for axis in spec)
+    return ", ".join(shown)
+
+
+def _names(axis: Any) -> tuple[str, ...]:
+    return tuple(map(str, axis)) if isinstance(axis, tuple) else (str(axis),)
+
+
+def _answers(tree: PyTree | None, paths: list[str]) -> dict[str, str]:
+    if tree is None:
+        return dict.fromkeys(paths, UNKNOWN)
+    return {path: "yes" if leaf else "no" for path, leaf in flatten_with_paths(tree).items()}
+
+
+def _count(tree: PyTree | None) -> str:
+    return UNKNOWN if tree is None else f"{sum(map(bool, jax.tree.leaves(tree)))} yes"

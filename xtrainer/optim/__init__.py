@@ -7,8 +7,14 @@ Synopsis:
     build_schedule(config.scheduler)(step)      # the learning rate of update number ``step``
 """
 
-from xtrainer.optim.build import BuiltOptimizer, OptimizerConfig, build_optimizer
-from xtrainer.optim.masks import unmatched_patterns
+from xtrainer.optim.build import (
+    BuiltOptimizer,
+    OptimizerConfig,
+    build_optimizer,
+    decayed_params,
+    frozen_patterns,
+)
+from xtrainer.optim.masks import path_mask, unmatched_patterns
 from xtrainer.optim.schedules import SchedulerConfig, build_schedule
 
 __all__ = [
@@ -17,5 +23,8 @@ __all__ = [
     "SchedulerConfig",
     "build_optimizer",
     "build_schedule",
+    "decayed_params",
+    "frozen_patterns",
+    "path_mask",
     "unmatched_patterns",
 ]

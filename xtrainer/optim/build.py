@@ -13,7 +13,7 @@ import optax
 
 from xtrainer.config import Config, check_configs
 from xtrainer.errors import ConfigError
-from xtrainer.optim.masks import path_mask, pattern_problems, unmatched_patterns
+from xtrainer.optim.masks import check_frozen, path_mask, pattern_problems, unmatched_patterns
 from xtrainer.optim.optax_names import PREFIX, call_problems, optimizer_factories
 from xtrainer.optim.optimizers import OPTIMIZERS, Numbers, momentum_problems, name_problems
 from xtrainer.optim.schedules import SchedulerConfig, build_schedule
@@ -22,6 +22,7 @@ from xtrainer.optim.transforms import (
     clip_by_global_norm,
     decay_after_rate,
     decay_in_rate,
+    freeze,
 )
 from xtrainer.tree import flatten_with_paths
 from xtrainer.types import PyTree, Schedule
@@ -66,6 +67,9 @@ class OptimizerConfig(Config):
     """Largest global norm of the gradient; None: any."""
     grad_clip_value: float | None = None
     """Largest absolute value of a gradient's element, after the clipping by norm; None: any."""
+    freeze: tuple[str, ...] = ()
+    """Patterns of the paths of parameters that stay as they are: for them no gradient is computed,
+    no moments are kept, and no weight decays."""
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of an ``optax.NAME`` optimizer."""
 
@@ -78,7 +82,7 @@ class OptimizerConfig(Config):
         """Returns names, numbers, patterns and arguments that cannot make an optimizer."""
         unknown = name_problems(self.name)
         found = unknown + _number_problems(self)
-        for name in ("weight_decay_include", "weight_decay_exclude"):
+        for name in ("weight_decay_include", "weight_decay_exclude", "freeze"):
             found += pattern_problems(name, getattr(self, name))
         if not unknown:
             found += momentum_problems(self.name, self.numbers)
@@ -109,6 +113,7 @@ def build_optimizer(config: OptimizerConfig | optax.GradientTransformation) -> B
 
     The state is a mapping with the keys ``clip_norm, clip_value, optimizer, weight_decay`` and
     ``learning_rate`` (which an ``optax.NAME`` holds inside ``optimizer``), whatever is switched on.
+    Making it raises a ``ConfigError`` for a pattern of ``freeze`` that names no parameter.
 
     Raises:
         ConfigError: Listing every mistake of the config; or because an ``optax.NAME`` cannot be
@@ -137,7 +142,41 @@ def build_optimizer(config: OptimizerConfig | optax.GradientTransformation) -> B
     )
     parts = _optax_parts if config.name.startswith(PREFIX) else _table_parts
     transform = optax.named_chain(*clips, *parts(config, schedule))
-    return BuiltOptimizer(_warning_of_patterns(config, transform), schedule)
+    transform = _warning_of_patterns(config, transform)
+    if config.freeze:
+        transform = check_at_init(
+            freeze(transform, path_mask(config.freeze, None)),
+            lambda params: check_frozen(config.freeze, params),
+        )
+    return BuiltOptimizer(transform, schedule)
+
+
+def frozen_patterns(config: OptimizerConfig | optax.GradientTransformation) -> tuple[str, ...]:
+    """Returns the patterns of the frozen parameters; a ready transformation has none."""
+    return config.freeze if isinstance(config, OptimizerConfig) else ()
+
+
+def decayed_params(
+    config: OptimizerConfig | optax.GradientTransformation, params: PyTree
+) -> PyTree | None:
+    """Returns which parameters have weight decay, as a tree of bools.
+
+    None where that is not known: of a ready transformation, and of an ``optax.NAME`` that may have
+    a decay of its own.
+
+    Example:
+        >>> config = OptimizerConfig(weight_decay=0.1, freeze=("embed",))
+        >>> decayed_params(config, {"embed": 1.0, "head": 2.0})
+        {'embed': False, 'head': True}
+    """
+    if not isinstance(config, OptimizerConfig):
+        return None
+    if config.weight_decay == 0:
+        own = config.name.startswith(PREFIX)
+        return None if own else jax.tree.map(lambda _: False, params)
+    decayed = path_mask(config.weight_decay_include, config.weight_decay_exclude)(params)
+    frozen = path_mask(config.freeze, None)(params)
+    return jax.tree.map(lambda chosen, still: chosen and not still, decayed, frozen)
 
 
 Parts = tuple[tuple[str, optax.GradientTransformation], ...]

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from xtrainer.errors import ConfigError
 from xtrainer.tree import flatten_with_paths, map_with_paths, matches
 from xtrainer.types import PyTree
 
@@ -52,8 +53,32 @@ def unmatched_patterns(config: DecayPatterns, params: PyTree) -> list[str]:
         >>> unmatched_patterns(config, {"norm": {"scale": 1.0, "bias": 0.0}})
         ['scael']
     """
-    paths = list(flatten_with_paths(params))
     patterns = (*(config.weight_decay_include or ()), *(config.weight_decay_exclude or ()))
+    return _unmatched(patterns, params)
+
+
+def check_frozen(patterns: Sequence[str], params: PyTree) -> None:
+    """Raises for patterns of frozen parameters that cannot be meant.
+
+    Raises:
+        ConfigError: For a pattern that names no parameter, and if no parameter is left to train.
+    """
+    paths = list(flatten_with_paths(params))
+    unmatched = _unmatched(patterns, params)
+    if unmatched:
+        raise ConfigError(
+            f"optimizer.freeze: the patterns {unmatched} name no parameter, expected paths like "
+            f"{paths[:3]}."
+        )
+    if all(any(matches(pattern, path) for pattern in patterns) for path in paths):
+        raise ConfigError(
+            f"optimizer.freeze: {list(patterns)} name all {len(paths)} parameters, expected some "
+            "that are trained."
+        )
+
+
+def _unmatched(patterns: Sequence[str], params: PyTree) -> list[str]:
+    paths = list(flatten_with_paths(params))
     return [pattern for pattern in patterns if not any(matches(pattern, path) for path in paths)]
 
 

@@ -1,6 +1,7 @@
-"""What happens to gradients and updates around the optimizer: clipping and weight decay."""
+"""What happens to gradients and updates around the optimizer: clipping, decay, freezing."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +54,41 @@ def decay_after_rate(
         return updates, optax.ScaleByScheduleState(optax.safe_increment(state.count))
 
     return optax.GradientTransformation(init, update)
+
+
+def freeze(
+    transform: optax.GradientTransformation, mask: Callable[[PyTree], PyTree]
+) -> optax.GradientTransformationExtraArgs:
+    """Returns the transformation for the other parameters; the updates of the chosen ones are 0.
+
+    The state has the structure of the transformation's, without an entry for a chosen parameter.
+    ``optax.masked`` would let gradients of these pass, and wrap the state.
+
+    Args:
+        transform: Sees only what is not frozen.
+        mask: From a tree to a tree of bools: which leaves are frozen.
+    """
+    inner = optax.with_extra_args_support(transform)
+
+    def without(tree: PyTree) -> PyTree:
+        if tree is None:
+            return None
+        return jax.tree.map(lambda chosen, x: optax.MaskedNode() if chosen else x, mask(tree), tree)
+
+    def init(params: PyTree) -> PyTree:
+        return inner.init(without(params))
+
+    def update(
+        updates: PyTree, state: PyTree, params: PyTree = None, **extra: Any
+    ) -> tuple[PyTree, PyTree]:
+        moved, state = inner.update(without(updates), state, without(params), **extra)
+        frozen = mask(updates)
+        moves = iter(jax.tree.leaves(moved))
+        return jax.tree.map(
+            lambda chosen, u: jnp.zeros_like(u) if chosen else next(moves), frozen, updates
+        ), state
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def check_at_init(

@@ -7,18 +7,37 @@ Synopsis:
     device_batch = place(host_batch, layout.sharding(rows))
 """
 
-from xtrainer.parallel.activations import constrain_module_outputs
+from xtrainer.parallel.activations import constrain_batch, constrain_module_outputs
+from xtrainer.parallel.annotations import read_annotations, unbox
 from xtrainer.parallel.mesh import ParallelConfig, build_mesh, check_mesh
 from xtrainer.parallel.partition import state_shardings
-from xtrainer.parallel.placement import BatchLayout, copy_tree, place
+from xtrainer.parallel.pipeline import PipelinedStack, bubble_fraction, pipeline, stages_of
+from xtrainer.parallel.placement import BatchLayout, copy_tree, place, put_global, replicate
+from xtrainer.parallel.remat import ModuleName, check_remat, record_modules, rematerialize
+from xtrainer.parallel.rules import ParamLayout, lay_out
 
 __all__ = [
     "BatchLayout",
+    "ModuleName",
     "ParallelConfig",
+    "ParamLayout",
+    "PipelinedStack",
+    "bubble_fraction",
     "build_mesh",
     "check_mesh",
+    "check_remat",
+    "constrain_batch",
     "constrain_module_outputs",
     "copy_tree",
+    "lay_out",
+    "pipeline",
     "place",
+    "put_global",
+    "read_annotations",
+    "record_modules",
+    "rematerialize",
+    "replicate",
+    "stages_of",
     "state_shardings",
+    "unbox",
 ]

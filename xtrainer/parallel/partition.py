@@ -5,27 +5,32 @@ from typing import Any
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from xtrainer.parallel.mesh import ParallelConfig
-from xtrainer.parallel.rules import param_specs
+from xtrainer.parallel.rules import Annotations, lay_out
 from xtrainer.tree import flatten_with_paths, map_with_paths
 from xtrainer.types import PyTree
 
 
-def state_shardings(state: Any, mesh: Mesh, config: ParallelConfig) -> Any:
+def state_shardings(
+    state: Any, mesh: Mesh, config: ParallelConfig, annotations: Annotations | None = None
+) -> Any:
     """Returns a sharding for each leaf of a train state.
 
-    A leaf of the optimizer state belongs to the parameter whose path ends its own path and whose
-    shape it has (``opt_state/0/mu/dense/kernel`` to ``dense/kernel``), so that wrapped, masked and
-    multi-transform optimizers need no help. What belongs to no parameter is replicated.
+    A leaf belongs to the parameter whose path ends its own path and whose shape it has
+    (``opt_state/0/mu/dense/kernel`` and ``ema/dense/kernel`` to ``dense/kernel``), so that wrapped,
+    masked and multi-transform optimizers and averages need no help. What belongs to no parameter is
+    replicated.
 
     Args:
-        state: A ``TrainState`` of arrays or ``ShapeDtypeStruct``s.
+        state: A ``TrainState`` of arrays or ``ShapeDtypeStruct``s, without boxes; any tree with
+            ``params``.
         mesh: The device mesh.
         config: The rules.
+        annotations: The model's metadata, of :func:`xtrainer.parallel.read_annotations`.
 
     Raises:
-        ConfigError: For rules that do not fit the parameter they match.
+        ConfigError: For metadata and rules that do not fit the parameter they lay out.
     """
-    specs = param_specs(state.params, mesh, config)
+    specs = lay_out(state.params, mesh, config, annotations).specs
     shapes = {path: leaf.shape for path, leaf in flatten_with_paths(state.params).items()}
 
     def sharding(path: str, leaf: Any) -> NamedSharding:
@@ -35,9 +40,11 @@ def state_shardings(state: Any, mesh: Mesh, config: ParallelConfig) -> Any:
     return map_with_paths(sharding, state)
 
 
-def param_shardings(params: PyTree, mesh: Mesh, config: ParallelConfig) -> PyTree:
+def param_shardings(
+    params: PyTree, mesh: Mesh, config: ParallelConfig, annotations: Annotations | None = None
+) -> PyTree:
     """Returns a sharding for each parameter; see :func:`state_shardings`."""
-    specs = param_specs(params, mesh, config)
+    specs = lay_out(params, mesh, config, annotations).specs
     return map_with_paths(lambda path, _: NamedSharding(mesh, specs[path]), params)
 
 
@@ -45,6 +52,6 @@ def _owner(path: str, shape: tuple[int, ...], shapes: dict[str, tuple[int, ...]]
     parts = path.split("/")
     for start in range(1, len(parts)):  # the longest suffix first; the first part names the field
         suffix = "/".join(parts[start:])
-        if parts[0] in ("params", "opt_state") and shapes.get(suffix) == shape:
+        if shapes.get(suffix) == shape:
             return suffix
     return None
