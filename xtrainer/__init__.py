@@ -22,7 +22,7 @@ from xtrainer.callbacks import (
     ProgressBarConfig,
 )
 from xtrainer.config import Config, check_configs, parse_config
-from xtrainer.data import ArrayLoader, Batch, prefetch
+from xtrainer.data import ArrayLoader, Batch, GrainLoader, prefetch
 from xtrainer.errors import ConfigError, XTrainerError
 from xtrainer.launch import initialize, is_main_process
 from xtrainer.loggers import (
@@ -36,7 +36,7 @@ from xtrainer.loggers import (
 )
 from xtrainer.loop import StopReason
 from xtrainer.optim import OptimizerConfig, SchedulerConfig, build_optimizer, build_schedule
-from xtrainer.parallel import ParallelConfig, build_mesh
+from xtrainer.parallel import ParallelConfig, PipelinedStack, build_mesh, constrain_batch
 from xtrainer.registry import register_model
 from xtrainer.state import Progress, TrainState
 from xtrainer.step import PrecisionConfig, StepSettings, make_eval_step, make_train_step
@@ -52,6 +52,7 @@ __all__ = [
     "ExtendedEvaluation",
     "ExtendedEvaluationConfig",
     "FileLoggerConfig",
+    "GrainLoader",
     "JaxProfilerConfig",
     "LearningRateMonitorConfig",
     "LoggerConfig",
@@ -61,6 +62,7 @@ __all__ = [
     "ModelConfig",
     "OptimizerConfig",
     "ParallelConfig",
+    "PipelinedStack",
     "PrecisionConfig",
     "Progress",
     "ProgressBarConfig",
@@ -77,6 +79,7 @@ __all__ = [
     "build_optimizer",
     "build_schedule",
     "check_configs",
+    "constrain_batch",
     "init_state",
     "initialize",
     "is_main_process",

@@ -20,16 +20,19 @@ class GuardState(flax.struct.PyTreeNode):
         skipped: Steps refused since the beginning of the run.
         consecutive: Steps refused in a row, up to now.
         first: The step that began the present row of refused steps, 0 where there is none.
+        ended: What processes of the run said when they ended it together, 0 where it goes on; see
+            ``xtrainer.step.signals``. Until it is 0 again no step is taken.
     """
 
     skipped: jax.Array
     consecutive: jax.Array
     first: jax.Array
+    ended: jax.Array
 
     @classmethod
     def create(cls) -> "GuardState":
         """Returns the state of a guard that has refused nothing."""
-        return cls(*(jnp.zeros((), jnp.int32) for _ in range(3)))
+        return cls(*(jnp.zeros((), jnp.int32) for _ in range(4)))
 
 
 class TrainState(flax.struct.PyTreeNode):

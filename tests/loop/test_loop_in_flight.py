@@ -31,7 +31,7 @@ def test_a_moment_is_a_copy_of_the_progress() -> None:
     progress = Progress(step=3, epochs_done=1, step_in_epoch=2, examples=9)
     kept = Moment.of(progress, LoaderPosition(1, 2))
     progress.step += 1
-    assert kept == Moment(3, 1, 2, 9, LoaderPosition(1, 2))
+    assert kept == Moment(3, 1, 2, LoaderPosition(1, 2))
 
 
 @pytest.mark.parametrize("limit", [1, 2, 4])
@@ -109,4 +109,21 @@ def test_a_report_is_read_only_when_it_must(
     monkeypatch.setattr(StepReport, "fetch", classmethod(counted))
     trainer = stage.begin(max_steps_in_flight=3, every=1000)
     trainer.train_model(probes.numbered(8), num_epochs=1)
-    assert read == [1, 2, 3, 4, 5, 8]
+    assert read == [1, 2, 3, 4, 5, 6, 7, 8]  # the last three when the epoch ends
+
+
+def test_the_examples_of_every_report_are_counted_when_it_is_read() -> None:
+    in_flight = InFlight(2, examples=10)
+    in_flight.start(moment(0))
+    for step in (1, 2, 3):
+        in_flight.push(jnp.array([step, 0, 0, 0, 0, 0, 4], jnp.int32), moment(step))
+    assert in_flight.examples == 14
+    in_flight.drain()
+    assert in_flight.examples == 22
+
+
+def test_a_peek_at_the_last_report_leaves_it_to_be_read() -> None:
+    in_flight = started(2)
+    in_flight.push(report(1), moment(1))
+    assert in_flight.peek().step == 1
+    assert in_flight.newest.step == 0

@@ -18,10 +18,16 @@ from xtrainer.parallel import (
     state_shardings,
 )
 from xtrainer.state import TrainState
+from xtrainer.step import StepReport
 
 Data = dict[str, Any]
 LossFn = Callable[..., Any]
 FEATURES, WIDTH, TOKENS = 4, 5, 3
+
+
+def counters(report: jax.Array) -> StepReport:
+    """Returns the guard's counters of a report, without what belongs to its step alone."""
+    return StepReport(*StepReport.fetch(report)[:4])
 
 
 class Net(nn.Module):

@@ -11,6 +11,7 @@ import pytest
 from step_zoo import Data, Net, assert_close, assert_identical, example_loss, make_data, make_state
 
 from xtrainer.metrics import DeviceMetrics, HostWindow, finish
+from xtrainer.parallel import BatchLayout, ParallelConfig, build_mesh, constrain_batch
 from xtrainer.step import BoundApply, PrecisionConfig, StepSettings, make_eval_step, make_train_step
 
 ROWS = 16
@@ -249,6 +250,41 @@ def test_intermediates_that_nobody_asked_for_are_dropped() -> None:
         new, window, _ = jax.eval_shape(step, state, make_data(ROWS))
         assert ("mean" in window.layout.names) == wanted
         assert new.mutable_variables == {}
+
+
+@pytest.mark.parametrize(("train", "again"), [(True, True), (False, False)])
+def test_a_training_step_computes_chosen_modules_again(train: bool, again: bool) -> None:
+    state, x = make_state(Net(batch_norm=True), SGD), make_data(ROWS)["x"]
+
+    def outputs(remat: tuple[str, ...]) -> Any:
+        def call(params: Any) -> Any:
+            settings = StepSettings(remat=remat)
+            apply_fn = BoundApply(
+                Net(batch_norm=True).apply, state.mutable_variables, settings, ROWS, train
+            )
+            return apply_fn({"params": params}, x, train=train), apply_fn.gathered
+
+        return call
+
+    assert ("remat2[" in str(jax.make_jaxpr(outputs(("Dense",)))(state.params))) == again
+    assert_close(outputs(("Dense",))(state.params), outputs(())(state.params), 1e-6)
+
+
+def test_a_model_of_no_framework_knows_the_batch_inside_of_apply() -> None:
+    config = ParallelConfig(fsdp_axis_size=4)
+    layout = BatchLayout.of(build_mesh(config), config)
+
+    def apply(variables: Any, x: jax.Array) -> jax.Array:
+        return constrain_batch(x @ variables["params"])
+
+    def call(x: jax.Array, rows: int) -> Any:
+        apply_fn = BoundApply(apply, {}, StepSettings(layout=layout), rows, True)
+        return apply_fn({"params": jnp.ones((2, 3))}, x)
+
+    whole = jax.device_put(jnp.ones((ROWS, 2)), layout.replicated)
+    spread = jax.jit(call, static_argnums=1)(whole, ROWS)
+    assert spread.sharding.is_equivalent_to(layout.sharding(ROWS), 2)
+    assert "sharding_constraint" not in str(jax.make_jaxpr(call, static_argnums=1)(whole, 12))
 
 
 def test_the_state_given_to_an_evaluation_stays() -> None:

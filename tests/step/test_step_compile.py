@@ -16,6 +16,7 @@ from step_zoo import (
     Net,
     assert_close,
     assert_identical,
+    counters,
     example_loss,
     host,
     make_data,
@@ -140,7 +141,7 @@ def test_many_training_steps_are_compiled_once(train: Parts, compilations: list[
             window = train.executor.new_window()
         state, window, report = train.executor(state, train.batch(seed=index), window)
     assert compilations.count("jit(train_step)") == 1
-    assert StepReport.fetch(report) == StepReport(6, 0, 0, 0)
+    assert counters(report) == StepReport(6, 0, 0, 0)
 
 
 def test_a_padded_batch_is_no_new_compilation(train: Parts, compilations: list[str]) -> None:

@@ -12,8 +12,8 @@ import zoo
 from jax.sharding import PartitionSpec
 
 import xtrainer as xt
-from xtrainer.errors import ConfigError
-from xtrainer.trainer.assemble import build_model, init_state, init_variables
+from xtrainer.errors import ConfigError, MeshError
+from xtrainer.trainer.assemble import build_model, init_state, init_variables, model_layout
 
 
 class Scaled(nn.Module):
@@ -25,11 +25,11 @@ class Scaled(nn.Module):
 
 
 class Marked(nn.Module):
-    """A layer whose parameter carries names of logical axes, and a collection without values."""
+    """A layer whose parameter carries names of mesh axes, and a collection without values."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        init = nn.with_partitioning(nn.initializers.ones, ("rows", None))
+        init = nn.with_partitioning(nn.initializers.ones, ("fsdp", None))
         self.sow("intermediates", "mean", x.mean())
         return x @ self.param("kernel", init, (x.shape[-1], 2))
 
@@ -145,3 +145,76 @@ def test_other_collections_are_carried_along() -> None:
 def test_a_model_without_parameters_is_an_error(variables: Any) -> None:
     with pytest.raises(ConfigError, match="no parameters, expected a collection 'params'"):
         init_state(lambda x, rng: variables, EXAMPLE, optax.sgd(0.1))
+
+
+class Named(nn.Module):
+    """Two layers whose kernels have logical axes."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        init = nn.initializers.lecun_normal()
+        x = nn.Dense(8, kernel_init=nn.with_logical_partitioning(init, ("embed", "mlp")))(x)
+        return nn.Dense(4, kernel_init=nn.with_logical_partitioning(init, ("mlp", "out")))(x)
+
+
+FEATURES = jax.ShapeDtypeStruct((16, 4), np.float32)
+
+
+def named_state(**fields: Any) -> Any:
+    parallel = xt.ParallelConfig(fsdp_axis_size=2, model_axis_size=2, **fields)
+    init = lambda x, rng: Named().init(rng, x)  # noqa: E731
+    return init_state(init, FEATURES, optax.adam(0.1), parallel=parallel)
+
+
+def test_the_metadata_of_the_model_lays_out_parameters_and_moments() -> None:
+    state = named_state(logical_axis_rules=(("embed", "fsdp"), ("mlp", "tp"), ("out", None)))
+    for tree in (state.params, state.opt_state[0].mu, state.opt_state[0].nu):
+        assert tree["Dense_0"]["kernel"].sharding.spec == PartitionSpec("fsdp", "tp")
+        assert tree["Dense_1"]["kernel"].sharding.spec == PartitionSpec("tp", None)
+        assert isinstance(tree["Dense_0"]["kernel"], jax.Array)
+    alone = init_state(
+        lambda x, rng: Named().init(rng, x), FEATURES, optax.adam(0.1), mesh=zoo.devices(1)
+    )
+    zoo.assert_close(state, alone, rtol=1e-6)
+
+
+def test_rules_that_lay_out_nothing_are_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    named_state(
+        logical_axis_rules=(("embed", "fsdp"), ("mlp", "tp")), param_rules=(("*/scale", ()),)
+    )
+    assert [record.getMessage() for record in caplog.records] == [
+        "parallel.param_rules: the pattern '*/scale' names no parameter.",
+        "parallel.logical_axis_rules: no rule for the logical axis 'out' (as of 'Dense_1/kernel'); "
+        "its dimension stays whole.",
+    ]
+
+
+def test_metadata_that_does_not_fit_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="2 mistakes") as error:
+        named_state(
+            logical_axis_rules=(("embed", ("dp", "fsdp", "tp")), ("out", ("dp", "tp", "fsdp")))
+        )
+    assert all("does not divide by 8" in problem for problem in error.value.problems)
+
+
+def test_the_layout_of_a_model_is_told_without_computing_it() -> None:
+    parallel = xt.ParallelConfig(model_axis_size=2, logical_axis_rules=(("mlp", "tp"),))
+    mesh = xt.build_mesh(parallel)
+    layout = model_layout(lambda x, rng: Named().init(rng, x), FEATURES, mesh, parallel)
+    assert layout.specs["Dense_1/kernel"] == PartitionSpec("tp", None)
+    assert layout.origins["Dense_1/bias"] == "the default"
+    assert [line.split("'")[1] for line in layout.unused] == ["embed", "out"]
+
+
+def test_a_name_in_remat_that_no_module_has_is_an_error() -> None:
+    named_state(remat=("Dense",))
+    with pytest.raises(ConfigError, match="'Dens' names no module .* Did you mean 'Dense'"):
+        named_state(remat=("Dense", "Dens"))
+    with pytest.raises(ConfigError, match="calls no Flax Linen module"):
+        init_state(linear, EXAMPLE, optax.sgd(0.1), parallel=xt.ParallelConfig(remat=("Dense",)))
+
+
+def test_a_mesh_with_an_axis_of_its_own_is_refused() -> None:
+    mesh = jax.make_mesh((8,), ("data",), (jax.sharding.AxisType.Auto,))
+    with pytest.raises(MeshError, match="that ParallelConfig does not name"):
+        init_state(linear, EXAMPLE, optax.sgd(0.1), mesh=mesh)

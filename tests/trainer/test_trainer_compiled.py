@@ -42,6 +42,12 @@ def test_the_settings_of_the_steps_are_those_of_the_config(trainer: Any) -> None
     assert settings.precision.compute_dtype == "bfloat16"
     assert settings.layout is trainer.batch_layout
     assert settings.param_shardings == shardings_of(trainer.state.params)
+    assert settings.remat == ()
+
+
+def test_the_settings_name_the_modules_to_compute_again(trainer: Any) -> None:
+    parts = (trainer.trainer_config, trainer.batch_layout, trainer.state)
+    assert step_settings(*parts, remat=["Block", "head"]).remat == ("Block", "head")
 
 
 @pytest.mark.parametrize(

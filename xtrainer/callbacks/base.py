@@ -9,7 +9,7 @@ from xtrainer.callbacks.view import CallbackTrainer
 from xtrainer.config import Config
 from xtrainer.errors import ConfigError
 from xtrainer.hooks import Hooks
-from xtrainer.launch import is_main_process
+from xtrainer.launch import is_main_process, process_count
 from xtrainer.types import JSON
 
 
@@ -114,6 +114,18 @@ class Callback(Hooks):
 def build_callbacks(
     configs: Sequence[CallbackConfig], trainer: CallbackTrainer, data_module: Any = None
 ) -> list[Callback]:
-    """Returns the callbacks of this process in the order of their configs."""
+    """Returns the callbacks of this process in the order of their configs.
+
+    Raises:
+        ConfigError: If one of the main process alone waits for the steps of all.
+    """
     wanted = [c for c in configs if is_main_process() or not c.main_process_only]
-    return [config.create(trainer, data_module) for config in wanted]
+    callbacks = [config.create(trainer, data_module) for config in wanted]
+    for callback in callbacks:
+        if callback.needs_settled_state and callback.config.main_process_only:
+            if process_count() > 1:
+                raise ConfigError(
+                    f"{type(callback).__name__}: found main_process_only=True, expected False with "
+                    f"{process_count()} processes: it waits for steps, which all must do together."
+                )
+    return callbacks

@@ -65,6 +65,7 @@ class Prefetcher:
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._done = False  # the thread reads no more
+        self._limited = False  # since it has read as many batches as it may
         self._closed = False
 
     def __enter__(self) -> "Prefetcher":
@@ -102,6 +103,17 @@ class Prefetcher:
         if self._error is not None:
             raise self._error
         raise StopIteration
+
+    def ended(self) -> bool:
+        """Says whether the pass is over; waits until that is known.
+
+        False where a batch or an error is still to come, and after ``limit`` batches.
+        """
+        with self._changed:
+            while not self._ready and not self._done:
+                self._changed.wait(_POLL_S)
+            more = self._ready or self._error is not None or self._limited
+            return not more
 
     def close(self, timeout_s: float = _JOIN_S) -> None:
         """Stops the thread and gives the batches that were not handed out back to the source.
@@ -149,6 +161,7 @@ class Prefetcher:
                 batch, position = self._source.pull(self._thread)
                 count += 1
                 self._add(batch, position)
+            self._limited = count == self._limit
         except StopIteration:
             pass
         except BaseException as error:  # handed to the consumer, whatever it is

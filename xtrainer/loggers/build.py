@@ -129,7 +129,7 @@ def build_loggers(config: LoggerConfig | None, *, is_main: bool, process_index: 
     if problems:
         raise ConfigError(problems)
     folder = run_folder(config)
-    if folder is not None:
+    if folder is not None and is_main:  # processes would remove each other's probes
         prepare_run_folder(folder)
     tools: list[LoggerTool] = []
     if folder is not None:

@@ -8,6 +8,7 @@ Synopsis:
 from xtrainer.loop.evaluate import evaluate_loader, run_evaluation
 from xtrainer.loop.plan import Plan, make_plan
 from xtrainer.loop.stop import StopReason
+from xtrainer.loop.together import agree_on_first_batch
 from xtrainer.loop.train import Loaders, no_batch, run_training
 from xtrainer.loop.view import LoopTrainer, StepHook
 
@@ -17,6 +18,7 @@ __all__ = [
     "Plan",
     "StepHook",
     "StopReason",
+    "agree_on_first_batch",
     "evaluate_loader",
     "make_plan",
     "no_batch",

@@ -2,17 +2,23 @@
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Generator, Mapping
 from typing import Any
 
 import jax
 
 from xtrainer.data import LoaderSource, Prefetcher
 from xtrainer.errors import LoaderError
-from xtrainer.loop.view import LoopTrainer
+from xtrainer.loop.together import (
+    Together,
+    agree_on_first_batch,
+    fetch_said,
+    raise_evaluation_failure,
+)
+from xtrainer.loop.view import LoopTrainer, Preparer
 from xtrainer.metrics import DeviceMetrics, HostWindow, finish
-from xtrainer.step import EvalExecutor, PlacedBatch
-from xtrainer.types import BatchLike, HostMetrics
+from xtrainer.step import FAIL, LAST, EvalExecutor, PlacedBatch
+from xtrainer.types import HostMetrics
 
 Sources = Mapping[str | None, LoaderSource]
 """Loaders by the prefix of their metrics; the key None has no prefix."""
@@ -46,10 +52,12 @@ def evaluate_loader(
     trainer: LoopTrainer,
     source: LoaderSource,
     executor: EvalExecutor,
-    prepare: Callable[[BatchLike], PlacedBatch],
+    prepare: Preparer,
     title: str = "",
 ) -> DeviceMetrics:
     """Returns the metrics of one pass over a loader, still on the devices.
+
+    The processes of a run may have different numbers of batches, also none.
 
     Args:
         trainer: The trainer whose state is evaluated.
@@ -60,28 +68,55 @@ def evaluate_loader(
 
     Raises:
         LoaderError: If there is no batch.
+        PeerError: If the loader of another process fails.
     """
+    source.new_pass()
+    together = Together()
+    if together.several:
+        agree_on_first_batch(source, prepare)
     window = executor.new_window()
     waiting: deque[jax.Array] = deque()
     batches = 0
-    source.new_pass()
     with (
         transfer_guard(trainer),
-        contextlib.closing(Prefetcher(source, prepare)) as batches_ahead,
+        contextlib.closing(_batches(source, prepare, together)) as feed,
     ):
-        bar = trainer.tracker(batches_ahead, desc=title, total=source.length, leave=False)
-        for batch, _ in bar:
-            window, ticket = executor(trainer.state, batch, window)
+        bar = trainer.tracker(feed, desc=title, total=source.length, leave=False)
+        for batch, last in bar:
+            bits = together.bits(stop=False, last=last)
+            window, ticket = executor(trainer.state, batch, window, bits)
             waiting.append(ticket)
-            if len(waiting) > trainer.max_steps_in_flight:
-                jax.block_until_ready(waiting.popleft())
             batches += 1
+            if len(waiting) > trainer.max_steps_in_flight:
+                # Read equally late everywhere, so that all leave after the same batch.
+                if fetch_said(waiting.popleft(), together.several)[0] & FAIL:
+                    raise_evaluation_failure(together.error, source.name)
+            if last and fetch_said(ticket, together.several)[1] & LAST:
+                break
     if not batches:
         raise LoaderError(
             f"The {source.name!r} loader gave no batch to evaluate. An evaluation of nothing has "
             "no mean; give it data, or pass None for no evaluation."
         )
     return window
+
+
+def _batches(
+    source: LoaderSource, prepare: Preparer, together: Together
+) -> Generator[tuple[PlacedBatch, bool], None, None]:
+    """Gives the batches of a pass, each with whether this process has none after it.
+
+    Where other processes may have more, batches of padding follow without end.
+    """
+    try:
+        with contextlib.closing(Prefetcher(source, prepare)) as ahead:
+            for batch, position in ahead:
+                at_end = source.length is None or position.batches >= source.length
+                yield batch, together.several and at_end and ahead.ended()
+    except Exception as error:
+        together.fail(error)
+    while together.several:
+        yield prepare.empty(), together.error is None
 
 
 def transfer_guard(trainer: LoopTrainer) -> Any:

@@ -1,9 +1,10 @@
 """In what order does a training run happen? The loop, as a recipe."""
 
 import contextlib
+import functools
 import logging
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,7 @@ from xtrainer.loop.evaluate import Sources, run_evaluation, transfer_guard
 from xtrainer.loop.in_flight import InFlight, Moment
 from xtrainer.loop.plan import Plan
 from xtrainer.loop.stop import StopReason
+from xtrainer.loop.together import Together
 from xtrainer.loop.view import LoopTrainer
 from xtrainer.loop.windows import MetricWindows
 from xtrainer.state import Progress
@@ -55,12 +57,12 @@ def run_training(trainer: LoopTrainer, loaders: Loaders, plan: Plan) -> Results:
     """
     run = _Run(trainer, loaders, plan)
     if plan.done(trainer.progress):
-        trainer.request_stop(StopReason.NOTHING_TO_DO)
+        trainer.end_run(StopReason.NOTHING_TO_DO)
     try:
         while trainer.stop_reason is None:
             run.epoch()
             if plan.done(trainer.progress):
-                trainer.request_stop(StopReason.FINISHED)
+                trainer.end_run(StopReason.FINISHED)
         run.windows.close(run.in_flight.newest, trainer.progress.epoch)
     except BaseException as error:
         run.give_up(error)
@@ -77,6 +79,15 @@ def no_batch(source: LoaderSource, progress: Progress) -> LoaderError:
     )
 
 
+def ended_early(source: LoaderSource) -> LoaderError:
+    """Returns the error of a loader with fewer batches than its length promises."""
+    return LoaderError(
+        f"The {source.name!r} loader ended after {source.position.batches} batches, expected "
+        f"{source.length} by its len(). With several processes the others rely on it; make "
+        "__len__ right, or leave it out."
+    )
+
+
 class _Run:
     """What the loop keeps between steps."""
 
@@ -86,10 +97,13 @@ class _Run:
         self.newest_row: HostMetrics = {}
         self.executor = trainer.train_executor()
         self.windows = MetricWindows(self.executor.new_window, plan.log_every_n_steps, self.log_row)
-        self.in_flight = InFlight(trainer.max_steps_in_flight, trainer.progress.skipped)
+        done = trainer.progress
+        self.in_flight = InFlight(trainer.max_steps_in_flight, done.skipped, done.examples)
+        self.together = Together()
         self.step_hooks = trainer.step_hooks()
         self.validated: tuple[int, HostMetrics] | None = None
         self.epoch_is_full = False
+        self.over = False  # steps that were dispatched were not taken: nothing comes after them
         self.rewind_to: LoaderPosition | None = None
 
     def epoch(self) -> None:
@@ -100,8 +114,8 @@ class _Run:
         self.in_flight.start(Moment.of(progress, self.loaders.train.position))
         trainer.notify("on_training_epoch_start", epoch)
         with transfer_guard(trainer), contextlib.closing(self.batches()) as batches:
-            for batch, position in batches:
-                self.step(batch, position, epoch)
+            for batch, position, last in batches:
+                self.step(batch, position, epoch, last)
                 if trainer.stop_reason is not None:
                     break
         if not self.settle():
@@ -126,76 +140,126 @@ class _Run:
 
     def pass_is_over(self) -> bool:
         """Says whether the loader is known to be at the end of a pass that ends the epoch."""
-        source = self.loaders.train
-        if source.is_one_shot or not self.plan.passes_end_epochs:
+        source, plan = self.loaders.train, self.plan
+        if not plan.passes_end_epochs or self.trainer.progress.step_in_epoch == 0:
             return False
-        return self.trainer.progress.step_in_epoch > 0 and source.position.batches == source.length
+        at_end = not source.is_one_shot and source.position.batches == source.length
+        return self.together.agree("end of a pass", at_end)
 
-    def batches(self) -> Generator[tuple[PlacedBatch, LoaderPosition], None, None]:
-        """Gives the batches of an epoch; never reads more than the epoch can take."""
+    def batches(self) -> Generator[tuple[PlacedBatch, LoaderPosition, bool], None, None]:
+        """Gives the batches of an epoch; never reads more than the epoch can take.
+
+        The third value says whether a batch is known to be the last of a pass. When this process
+        has failed, or others go on with their pass, empty batches follow until the run ends.
+        """
+        others_go_on = False
+        try:
+            others_go_on = yield from self.own_batches()
+        except Exception as error:
+            self.together.fail(error)
+            others_go_on = True
+        while others_go_on:  # until a report says that the run has ended
+            empty = self.trainer.prepare_train_batch.empty()
+            yield empty, self.loaders.train.position, False
+
+    def own_batches(self) -> Generator[tuple[PlacedBatch, LoaderPosition, bool], None, bool]:
+        """Gives this process's batches of an epoch; says whether others are not at their end."""
         source, progress = self.loaders.train, self.trainer.progress
         new_pass = False
         while self.trainer.stop_reason is None:
             taken = progress.step
             limit = self.plan.batches_left(progress)
+            last = False
             with contextlib.closing(
                 Prefetcher(source, self.trainer.prepare_train_batch, limit=limit)
             ) as ahead:
-                yield from ahead
+                for batch, position in ahead:
+                    last = self.is_last(ahead, position)
+                    yield batch, position, last
+            if last and not self.together.all_ended(self.in_flight.peek()):
+                return True
             stopped = self.trainer.stop_reason is not None
             if stopped or self.plan.batches_left(progress) == 0:
                 self.epoch_is_full = self.plan.epoch_is_full(progress)
-                return
+                return False
+            if self.together.several and self.plan.passes_end_epochs and progress.step > taken:
+                if not last:
+                    raise ended_early(source)
             if progress.step_in_epoch > 0 and not self.plan.epoch_continues(progress):
                 self.epoch_is_full = True  # the loader's pass has ended, and the epoch with it
-                return
+                return False
             if new_pass and progress.step == taken:
                 raise no_batch(source, progress)
             source.new_pass()
             new_pass = True
+        return False
 
-    def step(self, batch: PlacedBatch, position: LoaderPosition, epoch: int) -> None:
+    def is_last(self, ahead: Prefetcher, position: LoaderPosition) -> bool:
+        """Says whether a batch ends a pass that ends the epoch; asked only where others must know.
+
+        Where the loader's length is not known, this waits until the next batch is read.
+        """
+        if not self.together.several or not self.plan.passes_end_epochs:
+            return False
+        length = self.loaders.train.length
+        return (length is None or position.batches >= length) and ahead.ended()
+
+    def step(self, batch: PlacedBatch, position: LoaderPosition, epoch: int, last: bool) -> None:
         """Dispatches one step and does what is due after it."""
         trainer, progress = self.trainer, self.trainer.progress
+        bits = self.together.bits(trainer.stop_wanted is not None, last)
         trainer.state, self.windows.current, report = self.executor(
-            trainer.state, batch, self.windows.current
+            trainer.state, batch, self.windows.current, bits
         )
         progress.step += 1
         progress.step_in_epoch += 1
-        progress.examples += batch.examples
         progress.batch_rows = max(progress.batch_rows, batch.examples)
         step = progress.step
         trainer.first_step = False
         self.check(self.in_flight.push(report, Moment.of(progress, position)))
-        if trainer.stop_reason is StopReason.NONFINITE:
+        if self.over:
             return
-        self.windows.step_done(step, epoch, report)
+        self.on_host(self.windows.step_done, step, epoch, report)
         if self.plan.validates_after_step(step) and self.settle():
             self.validate(f"val_step_{step}", epoch)
         for hook in self.step_hooks:
             if hook.every <= 1 or step % hook.every == 0:
                 if hook.settled and not self.settle():
                     return
+                call = functools.partial(hook.call, self.newest_row, epoch, step)
                 with _free_transfers(trainer):
-                    hook.call(self.newest_row, epoch, step)
+                    # Where the state is settled all processes may be waiting for each other.
+                    call() if hook.settled else self.on_host(call)
+
+    def on_host(self, call: Callable[..., None], *args: Any) -> None:
+        """Calls what concerns this process alone; of its error the others are told."""
+        try:
+            call(*args)
+        except Exception as error:
+            self.together.fail(error)
 
     def check(self, report: StepReport) -> None:
-        """Ends the run where the guard has refused too many steps in a row."""
+        """Ends the run where steps are taken no more: by the guard, or as processes have said."""
         trainer, limit = self.trainer, self.trainer.nonfinite_limit
         trainer.progress.skipped = report.skipped
+        trainer.progress.examples = self.in_flight.examples
         halted = limit is not None and report.consecutive >= limit
-        if limit is None or not halted or trainer.stop_reason is StopReason.NONFINITE:
+        if self.over or not (halted or report.ended):
             return
-        self.in_flight.drain()
-        moment = self.in_flight.moment(self.in_flight.newest.step)
-        progress = trainer.progress
+        self.over = True
+        newest = self.in_flight.drain()
+        progress, moment = trainer.progress, self.in_flight.moment(newest.step)
         progress.step, progress.epochs_done = moment.step, moment.epochs_done
-        progress.step_in_epoch, progress.examples = moment.step_in_epoch, moment.examples
+        progress.step_in_epoch, progress.examples = moment.step_in_epoch, self.in_flight.examples
         self.rewind_to = moment.position
+        if limit is None or not halted:
+            wish = trainer.stop_wanted
+            trainer.end_run(*self.together.conclude(newest, wish, moment.position))
+            return
         last = report.first + limit - 1
         steps = f"Step {last} was" if limit == 1 else f"Steps {report.first} to {last} were"
         trainer.stop_reason = None  # what was asked for meanwhile is outranked
-        trainer.request_stop(
+        trainer.end_run(
             StopReason.NONFINITE,
             f"{steps} not finite (NaN or Inf in loss, gradients or updates). The state is as the "
             "last finite step left it. Look at the batch of that step, or lower the learning rate.",
@@ -204,7 +268,7 @@ class _Run:
     def settle(self) -> bool:
         """Waits for every dispatched step; says whether they stand, refused ones or not."""
         self.check(self.in_flight.drain())
-        return self.trainer.stop_reason is not StopReason.NONFINITE
+        return not self.over
 
     def rewind(self) -> None:
         """Puts the loader behind the batch of the last step that stands; not while it is read."""

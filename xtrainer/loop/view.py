@@ -26,12 +26,29 @@ class StepHook(NamedTuple):
     settled: bool
 
 
+class Preparer(Protocol):
+    """What puts batches on the devices, all in one shape."""
+
+    def __call__(self, batch: BatchLike) -> PlacedBatch:
+        """Returns a host batch on the devices."""
+        ...
+
+    def begin(self, full_rows: int, like: Any = None) -> None:
+        """Forgets what batches were seen and takes the rows of a full one."""
+        ...
+
+    def empty(self) -> PlacedBatch:
+        """Returns a batch of padding."""
+        ...
+
+
 class LoopTrainer(Protocol):
     """A trainer as the loop sees it."""
 
     state: TrainState
     progress: Progress
     stop_reason: StopReason | None
+    stop_wanted: tuple[StopReason, str] | None
     first_step: bool
 
     @property
@@ -58,8 +75,9 @@ class LoopTrainer(Protocol):
         """Returns the compiled training step."""
         ...
 
-    def prepare_train_batch(self, batch: BatchLike) -> PlacedBatch:
-        """Returns a host batch on the devices, in the shape of the training step."""
+    @property
+    def prepare_train_batch(self) -> Preparer:
+        """What puts a batch on the devices, in the shape of the training step."""
         ...
 
     def get_metric_postprocess_fn(self) -> MetricPostprocess:
@@ -74,8 +92,8 @@ class LoopTrainer(Protocol):
         """Returns the ``on_training_step`` hooks that do something."""
         ...
 
-    def request_stop(self, reason: StopReason = ..., detail: str = ...) -> None:
-        """Ends the run after this step; the first reason is kept."""
+    def end_run(self, reason: StopReason, detail: str = ...) -> None:
+        """Ends the run now, as every process does; the first reason is kept."""
         ...
 
     def tracker(self, iterator: Any, **kwargs: Any) -> Any:

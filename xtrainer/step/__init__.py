@@ -12,9 +12,13 @@ from xtrainer.step.guard import StepReport
 from xtrainer.step.loss import LossTerms, describe_loss
 from xtrainer.step.precision import PrecisionConfig, cast_floating
 from xtrainer.step.settings import StepSettings
+from xtrainer.step.signals import FAIL, LAST, STOP
 from xtrainer.step.train import make_train_step, train_layout
 
 __all__ = [
+    "FAIL",
+    "LAST",
+    "STOP",
     "BoundApply",
     "EvalExecutor",
     "LossTerms",

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from xtrainer.parallel import constrain_module_outputs
+from xtrainer.parallel import constrain_module_outputs, rematerialize, stages_of
 from xtrainer.step.precision import cast_floating
 from xtrainer.step.settings import StepSettings
 from xtrainer.types import ApplyFn
@@ -56,7 +56,11 @@ class BoundApply:
         gather = self._gathered_collections() if kwargs.get("mutable") is None else []
         if gather:
             kwargs = {**kwargs, "mutable": gather}
-        with constrain_module_outputs(self._settings.layout, self._rows):
+        # Without a gradient nothing is kept that could be computed again.
+        remat = self._settings.remat if self._train else ()
+        layout = self._settings.layout
+        # The inner one is that which calls the modules, see rematerialize.
+        with stages_of(layout), constrain_module_outputs(layout, self._rows), rematerialize(remat):
             result = self._apply_fn(variables, *args, **kwargs)
         if gather:
             result, updates = result

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from xtrainer.metrics import DeviceMetrics, MetricLayout
-from xtrainer.parallel import BatchLayout
+from xtrainer.parallel import BatchLayout, replicate
 from xtrainer.state import TrainState
 from xtrainer.step.settings import StepSettings
+from xtrainer.step.signals import SignalPlacer, reduce_signals
 from xtrainer.types import BatchLike
 
 
@@ -22,8 +24,8 @@ class PlacedBatch:
     Attributes:
         data: The user's pytree of global arrays.
         row_mask: bool ``(rows,)``, False for padding.
-        rows: Rows including padding.
-        examples: Rows without padding.
+        rows: Rows including padding, those of all processes.
+        examples: Rows without padding; of several processes, as if all had given as many as this.
     """
 
     data: BatchLike
@@ -41,6 +43,7 @@ class _Executor:
         self._state_shardings = state_shardings
         self._layout = layout
         self._debug = debug
+        self._signals = SignalPlacer(layout.mesh) if jax.process_count() > 1 else None
         self._compiled: dict[Any, Callable[..., Any]] = {}
         with jax.ensure_compile_time_eval():
             self._zeros = jax.tree.map(np.asarray, DeviceMetrics.zeros(metric_layout))
@@ -48,15 +51,20 @@ class _Executor:
     def new_window(self) -> DeviceMetrics:
         """Returns an empty window on the devices."""
         # A copy: on the CPU a device array may share memory with the host array it came from.
-        return jax.device_put(jax.tree.map(np.copy, self._zeros), self._layout.replicated)
+        return replicate(jax.tree.map(np.copy, self._zeros), self._layout.mesh)
+
+    def _arguments(self, batch: PlacedBatch, window: DeviceMetrics, bits: int) -> tuple[Any, ...]:
+        arguments = (batch.data, batch.row_mask, window)
+        return arguments if self._signals is None else (*arguments, self._signals(bits))
 
     def _jit(self, function: Callable[..., Any], rows: int, outputs: Any, donate: Any) -> Any:
         if self._debug:
             return function
         batch = self._layout.sharding(rows)
+        inputs = (self._state_shardings, batch, batch, self._layout.replicated)
         return jax.jit(
             function,
-            in_shardings=(self._state_shardings, batch, batch, self._layout.replicated),
+            in_shardings=inputs if self._signals is None else (*inputs, self._signals.sharding),
             out_shardings=outputs,
             donate_argnums=donate,
         )
@@ -92,13 +100,16 @@ class TrainExecutor(_Executor):
         self._keeps_statistics = bool(jax.tree.leaves(state_shardings.mutable_variables))
 
     def __call__(
-        self, state: TrainState, batch: PlacedBatch, window: DeviceMetrics
+        self, state: TrainState, batch: PlacedBatch, window: DeviceMetrics, bits: int = 0
     ) -> tuple[TrainState, DeviceMetrics, jax.Array]:
-        """Returns the next state, the metrics with this step in them, and the step's report."""
+        """Returns the next state, the metrics with this step in them, and the step's report.
+
+        ``bits`` is what this process says to the others, see ``xtrainer.step.signals``.
+        """
         step = self._compiled.get(batch.rows)
         if step is None:
             step = self._compiled[batch.rows] = self._compile(batch.rows)
-        return step(state, batch.data, batch.row_mask, window)
+        return step(state, *self._arguments(batch, window, bits))
 
     def _compile(self, rows: int) -> Callable[..., Any]:
         pieces = micro_batches(rows, self._settings.accumulate_steps, self._keeps_statistics)
@@ -134,24 +145,33 @@ class EvalExecutor(_Executor):
         super().__init__(metric_layout, state_shardings, layout, debug)
 
         def eval_step(
-            state: TrainState, data: BatchLike, row_mask: jax.Array, window: DeviceMetrics
+            state: TrainState,
+            data: BatchLike,
+            row_mask: jax.Array,
+            window: DeviceMetrics,
+            signals: jax.Array | None = None,
         ) -> tuple[DeviceMetrics, jax.Array]:
             window = step(state, data, row_mask, window)
-            # The window is donated to the next call; a sum of it is not and can be waited for.
-            return window, window.packed.sum()
+            # The window is donated to the next call; what is waited for must not be.
+            if signals is None:
+                return window, window.packed.sum()
+            return window, jnp.stack(reduce_signals(signals))
 
         self._step = eval_step
 
     def __call__(
-        self, state: TrainState, batch: PlacedBatch, window: DeviceMetrics
+        self, state: TrainState, batch: PlacedBatch, window: DeviceMetrics, bits: int = 0
     ) -> tuple[DeviceMetrics, jax.Array]:
-        """Returns the metrics with this batch in them, and an array to wait for this batch by."""
+        """Returns the metrics with this batch in them, and an array to wait for this batch by.
+
+        With several processes it is int32 ``(2,)``: the bits that one and that all have sent.
+        """
         spread = self._layout.divides(batch.rows)
         step = self._compiled.get(spread)
         if step is None:
             whole = self._layout.replicated
             step = self._compiled[spread] = self._jit(self._step, batch.rows, whole, (3,))
-        return step(state, batch.data, batch.row_mask, window)
+        return step(state, *self._arguments(batch, window, bits))
 
 
 def micro_batches(rows: int, accumulate_steps: int, keeps_statistics: bool = False) -> int:

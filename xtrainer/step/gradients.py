@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from xtrainer.errors import BatchError
+from xtrainer.optim import path_mask
 from xtrainer.parallel import BatchLayout
 from xtrainer.step.loss import LossTerms, evaluate_loss
 from xtrainer.step.precision import cast_floating
@@ -25,7 +26,7 @@ class BatchGradient(flax.struct.PyTreeNode):
     """The gradient of the mean loss of a batch.
 
     Attributes:
-        grads: float32, the shape of the parameters.
+        grads: float32, the shape of the parameters; 0 for frozen ones.
         terms: The sums of the whole batch.
     """
 
@@ -45,26 +46,31 @@ def make_gradient_fn(
     """
 
     def loss_sum(
-        params: PyTree, mutable: Any, batch: BatchLike, mask: jax.Array, rng: PRNGKey
+        trained: PyTree, frozen: PyTree, mutable: Any, batch: Any, mask: jax.Array, rng: PRNGKey
     ) -> tuple[jax.Array, LossTerms]:
+        params = _join(trained, frozen)
         terms = evaluate_loss(
             loss_function, apply_fn, settings, params, mutable, batch, mask, rng, train=True
         )
         return terms.value, terms
 
+    # By the trained parameters alone: no gradient of a frozen one is computed, summed or kept.
     differentiate = jax.grad(loss_sum, has_aux=True)
 
     def micro(params: PyTree, mutable: Any, batch: Any, mask: Any, rng: PRNGKey) -> BatchGradient:
-        grads, terms = differentiate(params, mutable, batch, mask, rng)
+        trained, frozen = params
+        grads, terms = differentiate(trained, frozen, mutable, batch, mask, rng)
         grads = cast_floating(grads, "float32")
         if settings.param_shardings is not None:
-            grads = jax.lax.with_sharding_constraint(grads, settings.param_shardings)
+            shardings, _ = _divide(settings.param_shardings, settings.freeze)
+            grads = jax.lax.with_sharding_constraint(grads, shardings)
         return BatchGradient(grads, terms)
 
     def gradient(
         params: PyTree, mutable: Any, batch: BatchLike, mask: jax.Array, rng: PRNGKey
     ) -> BatchGradient:
         params = cast_floating(params, settings.precision.compute_dtype)
+        params = trained, frozen = _divide(params, settings.freeze)
         count = settings.accumulate_steps
         if count == 1:
             total = micro(params, mutable, batch, mask, jax.random.fold_in(rng, 0))
@@ -72,13 +78,15 @@ def make_gradient_fn(
             pieces = split_rows((batch, mask), count, settings.layout)
             if settings.accumulate_scan:
                 first = jax.tree.map(lambda x: x[0], pieces)
-                _, terms = jax.eval_shape(loss_sum, params, mutable, *first, rng)
+                _, terms = jax.eval_shape(loss_sum, trained, frozen, mutable, *first, rng)
                 total = _scan(micro, terms, params, mutable, pieces, rng, count)
             else:
                 total = _loop(micro, params, mutable, pieces, rng, count)
         weight = total.terms.weight
         scale = jnp.where(weight == 0, 0.0, 1.0 / jnp.where(weight == 0, 1.0, weight))
-        return total.replace(grads=jax.tree.map(lambda g: g * scale, total.grads))
+        grads = jax.tree.map(lambda g: g * scale, total.grads)
+        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), frozen)
+        return total.replace(grads=_join(grads, zeros))
 
     return gradient
 
@@ -108,6 +116,20 @@ def split_rows(tree: PyTree, count: int, layout: BatchLayout | None) -> PyTree:
     return jax.tree.map(split, tree)
 
 
+def _divide(tree: PyTree, freeze: tuple[str, ...]) -> tuple[PyTree, PyTree]:
+    # Two trees of the whole structure, each with None where the other has a leaf.
+    frozen = path_mask(freeze, None)(tree)
+    return (
+        jax.tree.map(lambda still, x: None if still else x, frozen, tree),
+        jax.tree.map(lambda still, x: x if still else None, frozen, tree),
+    )
+
+
+def _join(first: PyTree, second: PyTree) -> PyTree:
+    is_leaf = lambda x: x is None  # noqa: E731
+    return jax.tree.map(lambda x, y: y if x is None else x, first, second, is_leaf=is_leaf)
+
+
 def _add(total: BatchGradient, part: BatchGradient) -> BatchGradient:
     a, b = total.terms, part.terms
     terms = b.replace(
@@ -133,14 +155,14 @@ def _loop(
 def _scan(
     micro: Callable,
     shapes: LossTerms,
-    params: PyTree,
+    params: tuple[PyTree, PyTree],
     mutable: Any,
     pieces: Any,
     rng: PRNGKey,
     count: int,
 ) -> BatchGradient:
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    grads = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
+    grads = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params[0])
     start = BatchGradient(grads, zeros.replace(mutable=dict(mutable)))
 
     def body(total: BatchGradient, xs: Any) -> tuple[BatchGradient, None]:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from xtrainer.state import GuardState, TrainState
+from xtrainer.step.signals import Signals, ends_after, ends_before
 from xtrainer.types import PyTree
 
 
@@ -18,12 +19,18 @@ class StepReport(NamedTuple):
         skipped: Steps refused since the beginning.
         consecutive: Steps refused in a row.
         first: The step that began that row, 0 where there is none.
+        ended: What processes said when they ended the run, 0 where it goes on.
+        agreed: What every process said with this step; see ``xtrainer.step.signals``.
+        examples: Rows of this step without padding, of all processes; 0 if it was not taken.
     """
 
     step: int
     skipped: int
     consecutive: int
     first: int
+    ended: int = 0
+    agreed: int = 0
+    examples: int = 0
 
     @classmethod
     def fetch(cls, report: jax.Array) -> "StepReport":
@@ -48,7 +55,11 @@ def all_finite(*trees: PyTree) -> jax.Array:
 
 
 def guard_step(
-    old: TrainState, new: TrainState, finite: jax.Array, limit: int | None
+    old: TrainState,
+    new: TrainState,
+    finite: jax.Array,
+    limit: int | None,
+    signals: Signals | None = None,
 ) -> tuple[TrainState, jax.Array]:
     """Returns the state after the guard, and whether the step was accepted.
 
@@ -62,9 +73,16 @@ def guard_step(
         new: The state as the optimizer would leave it; its ``step`` and ``guard`` are not read.
         finite: bool ``()``, whether loss, gradients and updates are.
         limit: Refused steps in a row that halt the run; None: no limit.
+        signals: What the processes of the run said with this step; None for a process alone.
     """
     guard = old.guard
-    halted = jnp.zeros((), bool) if limit is None else guard.consecutive >= limit
+    none = jnp.zeros((), jnp.int32)
+    before = none if signals is None else ends_before(signals)
+    after = none if signals is None else ends_after(signals)
+    ended = jnp.where(guard.ended > 0, guard.ended, before)
+    halted = ended > 0
+    if limit is not None:
+        halted |= guard.consecutive >= limit
     accept = finite & ~halted
     refused = ~finite & ~halted
     consecutive = jnp.where(halted, guard.consecutive, jnp.where(finite, 0, guard.consecutive + 1))
@@ -73,8 +91,9 @@ def guard_step(
         skipped=guard.skipped + refused.astype(jnp.int32),
         consecutive=consecutive,
         first=jnp.where(begins, old.step + 1, jnp.where(accept, 0, guard.first)),
+        ended=jnp.where(halted, ended, after),
     )
-    halts = jnp.zeros((), bool) if limit is None else consecutive >= limit
+    halts = halted if limit is None else halted | (consecutive >= limit)
 
     def select(a: Any, b: Any) -> Any:
         return jax.tree.map(lambda x, y: jnp.where(accept, x, y), a, b)
@@ -89,7 +108,20 @@ def guard_step(
     return state, accept
 
 
-def report_of(state: TrainState) -> jax.Array:
-    """Returns the state's counters as one int32 ``(4,)`` array; see :class:`StepReport`."""
-    guard = state.guard
-    return jnp.stack([state.step, guard.skipped, guard.consecutive, guard.first])
+def report_of(
+    old: TrainState, new: TrainState, row_mask: jax.Array, signals: Signals | None = None
+) -> jax.Array:
+    """Returns what the host is told of a step, int32 ``(7,)``; see :class:`StepReport`.
+
+    Args:
+        old: The state before the step.
+        new: The state after it.
+        row_mask: bool ``(rows,)``, False for padding.
+        signals: As for :func:`guard_step`.
+    """
+    guard = new.guard
+    rows = row_mask.astype(jnp.float32).sum().astype(jnp.int32)
+    examples = jnp.where(new.step > old.step, rows, 0)
+    agreed = jnp.zeros((), jnp.int32) if signals is None else signals.all
+    counters = [new.step, guard.skipped, guard.consecutive, guard.first, guard.ended]
+    return jnp.stack([*counters, agreed, examples])

@@ -1,5 +1,6 @@
 """What did the loss function return? Every form becomes a weighted sum over a weight."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from xtrainer.errors import LossError, did_you_mean
 from xtrainer.metrics import LOG_MODES, MetricLayout
 from xtrainer.step.apply import BoundApply
 from xtrainer.step.precision import cast_floating
+from xtrainer.step.rows import arrange_rows, inner_layout
 from xtrainer.step.settings import StepSettings
 from xtrainer.tree import flatten_with_paths
 from xtrainer.types import ApplyFn, BatchLike, LossFunction, PRNGKey, PyTree
@@ -68,6 +70,9 @@ def evaluate_loss(
     Raises:
         LossError: For a return value that is none of the documented forms.
     """
+    inner = inner_layout(settings.layout)
+    batch, row_mask = arrange_rows((batch, row_mask), settings.layout, inner)
+    settings = dataclasses.replace(settings, layout=inner)
     bound = BoundApply(apply_fn, mutable, settings, row_mask.shape[0], train)
     loss, metrics, returned = _unpack(loss_function(params, bound, batch, rng, train=train))
     updates = {**bound.gathered, **returned}

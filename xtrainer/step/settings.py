@@ -27,6 +27,8 @@ class StepSettings:
         seed_eval: Seed of the random numbers of evaluation.
         layout: Mesh and batch axes for constraints on activations; None: one device.
         param_shardings: Sharding of each parameter, kept by the gradient sums; None: none.
+        remat: Modules whose activations are computed again, see ``ParallelConfig.remat``.
+        freeze: Patterns of the parameters for which no gradient is computed; it counts as 0.
     """
 
     accumulate_steps: int = 1
@@ -43,3 +45,5 @@ class StepSettings:
     seed_eval: int = 0
     layout: BatchLayout | None = None
     param_shardings: PyTree | None = None
+    remat: tuple[str, ...] = ()
+    freeze: tuple[str, ...] = ()

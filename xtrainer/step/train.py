@@ -19,6 +19,7 @@ from xtrainer.state import TrainState
 from xtrainer.step.gradients import BatchGradient, make_gradient_fn
 from xtrainer.step.guard import all_finite, guard_step, report_of
 from xtrainer.step.settings import StepSettings
+from xtrainer.step.signals import reduce_signals
 from xtrainer.tree import flatten_with_paths
 from xtrainer.types import ApplyFn, BatchLike, LossFunction, PyTree
 
@@ -31,10 +32,12 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     settings: StepSettings | None = None,
 ) -> TrainStepFn:
-    """Returns ``step(state, batch, row_mask=None, metrics=None) -> (state, metrics, report)``.
+    """Returns ``step(state, batch, row_mask, metrics, signals) -> (state, metrics, report)``.
 
-    The function is pure and not compiled. ``row_mask`` (bool ``(rows,)``) is False for padded rows;
-    ``metrics`` is the window to add to, a new one where None; ``report`` is int32 ``(4,)``, see
+    The function is pure and not compiled; the last three arguments may be left out. ``row_mask``
+    (bool ``(rows,)``) is False for padded rows; ``metrics`` is the window to add to, a new one
+    where None; ``signals`` (int32 ``(devices,)``) is what processes say to each other, see
+    ``xtrainer.step.signals``; ``report`` is int32 ``(7,)``, see
     :class:`xtrainer.step.StepReport`. Random numbers come from ``(state.rng, step, micro-batch)``.
 
     Args:
@@ -60,6 +63,7 @@ def make_train_step(
         batch: BatchLike,
         row_mask: jax.Array | None = None,
         metrics: DeviceMetrics | None = None,
+        signals: jax.Array | None = None,
     ) -> tuple[TrainState, DeviceMetrics, jax.Array]:
         if row_mask is None:
             row_mask = jnp.ones(jax.tree.leaves(batch)[0].shape[0], bool)
@@ -75,9 +79,10 @@ def make_train_step(
         # The norm of the gradient, as a square that overflows would stay in the second moments.
         norm = global_norm(result.grads)
         finite = all_finite(terms.value, terms.weight, norm, updates, terms.mutable)
-        new_state, accepted = guard_step(state, proposed, finite, settings.nonfinite_limit)
+        said = None if signals is None else reduce_signals(signals)
+        new_state, accepted = guard_step(state, proposed, finite, settings.nonfinite_limit, said)
         metrics = _add_metrics(settings, metrics, result, state.params, accepted)
-        return new_state, metrics, report_of(new_state)
+        return new_state, metrics, report_of(state, new_state, row_mask, said)
 
     return train_step
 

@@ -1,23 +1,38 @@
 """How do a model, an optimizer and a mesh become a state?"""
 
 import inspect
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.core
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
 from xtrainer.errors import ConfigError
-from xtrainer.parallel import ParallelConfig, build_mesh, state_shardings
+from xtrainer.launch import is_main_process
+from xtrainer.parallel import (
+    ModuleName,
+    ParallelConfig,
+    ParamLayout,
+    build_mesh,
+    check_mesh,
+    check_remat,
+    lay_out,
+    read_annotations,
+    record_modules,
+    state_shardings,
+    unbox,
+)
 from xtrainer.registry import models
 from xtrainer.state import TrainState
 from xtrainer.step import PrecisionConfig, cast_floating
 from xtrainer.trainer.config import ModelConfig
 from xtrainer.types import PRNGKey, PyTree
+
+_LOG = logging.getLogger(__name__)
 
 InitFn = Callable[[PyTree, PRNGKey], Mapping[str, Any]]
 
@@ -79,7 +94,7 @@ def init_state(
 
     Args:
         init: ``init(inputs, rng) -> variables``; ``variables["params"]`` are trained, other
-            collections are carried along.
+            collections are carried along. Boxes of Flax are read for the layout and taken off.
         exmp_input: An input or its ``ShapeDtypeStruct``s; only shapes and dtypes are used.
         optimizer: Any Optax transformation.
         seed: Seed of initialization and training.
@@ -88,7 +103,9 @@ def init_state(
         precision: ``param_dtype`` is the dtype of floating parameters.
 
     Raises:
-        ConfigError: If the model has no parameters.
+        ConfigError: If the model has no parameters, or metadata, rules or names of ``parallel`` do
+            not fit it.
+        MeshError: If the mesh has an axis that ``parallel`` does not name.
 
     Example:
         >>> init = lambda x, rng: {"params": {"w": jnp.zeros(x.shape[-1])}}
@@ -97,21 +114,61 @@ def init_state(
     """
     parallel = parallel or ParallelConfig()
     mesh = build_mesh(parallel) if mesh is None else mesh
+    check_mesh(mesh, parallel)
     dtype = (precision or PrecisionConfig()).param_dtype
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), exmp_input)
+
+    def complete(variables: Mapping[str, Any], rng: PRNGKey) -> TrainState:
+        rest = dict(flax.core.unfreeze(unbox(variables)))
+        params = cast_floating(rest.pop("params"), dtype)
+        rest.pop("intermediates", None)
+        return TrainState.create(params, optimizer, rng, rest)
 
     def create() -> TrainState:
         init_rng, train_rng = jax.random.split(jax.random.key(seed))
-        inputs = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        variables = dict(flax.core.unfreeze(nn.meta.unbox(init(inputs, init_rng))))
-        variables.pop("intermediates", None)
-        params = cast_floating(variables.pop("params", {}), dtype)
-        if not jax.tree.leaves(params):
-            raise ConfigError(
-                f"The model's init gave the collections {sorted(variables)} and no parameters, "
-                "expected a collection 'params'."
-            )
-        return TrainState.create(params, optimizer, train_rng, variables)
+        return complete(_run_init(init, exmp_input, init_rng), train_rng)
 
-    shardings = state_shardings(jax.eval_shape(create), mesh, parallel)
+    boxed, modules = _describe(init, exmp_input)
+    check_remat(parallel.remat, modules)
+    annotations = read_annotations(boxed["params"])
+    state = jax.eval_shape(complete, boxed, jax.random.key(seed))
+    shardings = state_shardings(state, mesh, parallel, annotations)
+    if is_main_process():
+        for line in lay_out(state.params, mesh, parallel, annotations).unused:
+            _LOG.warning("%s", line)
     return jax.jit(create, out_shardings=shardings)()
+
+
+def model_layout(
+    init: InitFn, exmp_input: PyTree, mesh: Mesh, parallel: ParallelConfig
+) -> ParamLayout:
+    """Returns how a model's parameters are laid out, why, and which rules laid out nothing.
+
+    Nothing is computed.
+
+    Args:
+        init: As for :func:`init_state`.
+        exmp_input: An input or its ``ShapeDtypeStruct``s.
+        mesh: The device mesh.
+        parallel: The rules.
+
+    Raises:
+        ConfigError: For metadata and rules that do not fit, and for a model without parameters.
+    """
+    params = _describe(init, exmp_input)[0]["params"]
+    return lay_out(unbox(params), mesh, parallel, read_annotations(params))
+
+
+def _describe(init: InitFn, exmp_input: PyTree) -> tuple[Mapping[str, Any], Sequence[ModuleName]]:
+    """Returns the shapes of a model's variables, in their boxes, and the modules it calls."""
+    with record_modules() as modules:
+        variables = jax.eval_shape(lambda rng: _run_init(init, exmp_input, rng), jax.random.key(0))
+    if not jax.tree.leaves(variables.get("params")):
+        raise ConfigError(
+            f"The model's init gave the collections {sorted(set(variables) - {'params'})} and no "
+            "parameters, expected a collection 'params'."
+        )
+    return variables, modules
+
+
+def _run_init(init: InitFn, exmp_input: PyTree, rng: PRNGKey) -> Mapping[str, Any]:
+    return init(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), exmp_input), rng)

@@ -35,22 +35,28 @@ class BatchPreparer:
         expected: PyTree | None = None,
     ) -> None:
         self._layout = layout
+        self._shard = layout.shard
         self._paddable = paddable
         self._accumulate_steps = accumulate_steps
         self._expected = None if expected is None else batch_spec(expected)
         self._full_rows = 0
         self._rows: dict[Hashable, int] = {}
         self._masks: dict[tuple[int, int], jax.Array] = {}
+        self._filler: PyTree | None = None  # a row of host arrays, for batches without any
 
-    def begin(self, full_rows: int) -> None:
+    def begin(self, full_rows: int, like: PyTree | None = None) -> None:
         """Forgets what batches were seen.
 
         Args:
-            full_rows: Rows of a full batch, where the first to come may be the smaller last one of
-                a pass; 0: not known.
+            full_rows: Rows that this process gives to a full batch, where the first to come may be
+                the smaller last one of a pass; 0: not known. Several processes give one number.
+            like: Shapes of a batch, where this process may have none of its own.
         """
         self._full_rows = full_rows
         self._rows.clear()
+        self._filler = None
+        if like is not None:
+            self._filler = jax.tree.map(lambda x: np.zeros((1, *x.shape[1:]), x.dtype), like)
 
     def check_first(self, batch: BatchLike) -> None:
         """Checks the first batch of a run, which may be the last of a pass.
@@ -70,7 +76,8 @@ class BatchPreparer:
                 micro-batches and over the devices.
         """
         self._check_leaves(batch)
-        rows, pieces, shards = num_rows(batch), self._accumulate_steps or 1, self._layout.num_shards
+        rows = num_rows(batch) * self._shard.count
+        pieces, shards = self._accumulate_steps or 1, self._layout.num_shards
         if rows % pieces:
             raise BatchError(
                 f"A batch of {rows} rows does not divide into gradient_accumulate_steps={pieces} "
@@ -90,14 +97,49 @@ class BatchPreparer:
         """
         self._check_leaves(batch)
         examples = num_rows(batch)
-        rows = self._target_rows(batch, examples)
-        if rows != examples:
+        if self._shard.count > 1:
+            rows = self._part_rows(examples)
+            if examples:
+                self._filler = jax.tree.map(lambda x: np.array(x[-1:]), batch)
+            elif self._filler is not None:
+                batch = self._filler
+        else:
+            rows = self._target_rows(batch, examples)
+        return self._placed(batch, examples, rows)
+
+    def empty(self) -> PlacedBatch:
+        """Returns a batch of padding, for a process that has no batch while others have."""
+        return self._placed(self._filler, 0, self._part_rows(self._full_rows))
+
+    def _placed(self, batch: BatchLike, examples: int, rows: int) -> PlacedBatch:
+        if rows != num_rows(batch):
             batch, _ = pad_rows(batch, rows)
-        sharding = self._layout.sharding(rows)
+        count = self._shard.count
+        sharding = self._layout.sharding(rows * count)
         mask = self._masks.get((examples, rows))
         if mask is None:
-            mask = self._masks[examples, rows] = place(np.arange(rows) < examples, sharding)
-        return PlacedBatch(place(batch, sharding), mask, rows, examples)
+            valid = np.arange(rows) < examples
+            mask = self._masks[examples, rows] = place(valid, sharding, rows * count)
+        data = place(batch, sharding, rows * count)
+        return PlacedBatch(data, mask, rows * count, examples * count)
+
+    def _part_rows(self, examples: int) -> int:
+        """Returns the rows that this process gives to every batch; the others give as many."""
+        full, parts = self._full_rows, self._layout.num_shards // self._shard.count
+        if examples > full or (examples < full and not self._paddable):
+            raise BatchError(
+                f"Found a batch of {examples} rows from this process, expected {full} as in the "
+                f"first batch of the run, so that the {self._shard.count} processes give parts of "
+                "one size. "
+                + (
+                    "Make every later batch at most as large."
+                    if examples > full
+                    else "Padding cannot be masked out of this loss (it is a scalar, or the model "
+                    "keeps batch statistics): drop the last batch of a pass, or return one value "
+                    "per example."
+                )
+            )
+        return -(-full // parts) * parts
 
     def _check_leaves(self, batch: BatchLike) -> None:
         mismatch = None if self._expected is None else describe_mismatch(self._expected, batch)

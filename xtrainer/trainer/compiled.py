@@ -1,6 +1,6 @@
 """Which compiled steps does a trainer run, and in which shape do they want a batch?"""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -22,7 +22,13 @@ from xtrainer.trainer.config import TrainerConfig
 from xtrainer.types import ApplyFn, BatchLike, LossFunction
 
 
-def step_settings(config: TrainerConfig, layout: BatchLayout, state: TrainState) -> StepSettings:
+def step_settings(
+    config: TrainerConfig,
+    layout: BatchLayout,
+    state: TrainState,
+    freeze: tuple[str, ...] = (),
+    remat: Sequence[str] = (),
+) -> StepSettings:
     """Returns the settings of the step functions."""
     return StepSettings(
         accumulate_steps=config.gradient_accumulate_steps,
@@ -39,6 +45,8 @@ def step_settings(config: TrainerConfig, layout: BatchLayout, state: TrainState)
         seed_eval=config.seed_eval,
         layout=layout,
         param_shardings=shardings_of(state.params),
+        freeze=freeze,
+        remat=tuple(remat),
     )
 
 

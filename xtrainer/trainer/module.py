@@ -8,7 +8,7 @@ import jax
 from jax.sharding import Mesh
 from tqdm.auto import tqdm
 
-from xtrainer.checkpoint import CheckpointItems, find_step, read_meta
+from xtrainer.checkpoint import CheckpointItems, read_meta
 from xtrainer.errors import CheckpointNotFoundError
 from xtrainer.hooks import Hooks
 from xtrainer.launch import is_main_process
@@ -21,7 +21,7 @@ from xtrainer.loop import (
 )
 from xtrainer.metrics import DeviceMetrics, HostWindow, finish
 from xtrainer.step import TrainExecutor
-from xtrainer.trainer import overview, run, saving
+from xtrainer.trainer import overview, run, saving, shared
 from xtrainer.trainer.parts import TrainerParts
 from xtrainer.types import BatchLike, HostMetrics
 
@@ -116,8 +116,7 @@ class TrainerModule(TrainerParts):
         Raises:
             LoaderError: If there is no batch.
         """
-        source = self.sources.of(val_loader, "val")
-        batch = self.prepare_eval_batch(run.first_batch(source))
+        batch = run.first_eval_batch(self, self.sources.of(val_loader, "val"))
         jax.block_until_ready(
             self.compiled_eval_step(self.state, batch, self.compiled_eval_step.new_window())
         )
@@ -208,7 +207,7 @@ class TrainerModule(TrainerParts):
     # Restoring.
 
     def load_model(
-        self, step_idx: saving.StepIndex = -1, raise_if_not_found: bool = True
+        self, step_idx: shared.StepIndex = -1, raise_if_not_found: bool = True
     ) -> int | None:
         """Restores this run from its own folder; the next ``train_model`` goes on from there.
 
@@ -224,7 +223,9 @@ class TrainerModule(TrainerParts):
             CheckpointError: If it does not fit this trainer.
         """
         try:
-            step_folder = find_step(saving.checkpoint_folder(self), saving.step_index(step_idx))
+            step_folder = shared.choose_step(
+                saving.checkpoint_folder(self), saving.step_index(step_idx)
+            )
         except CheckpointNotFoundError as error:
             if raise_if_not_found:
                 raise
@@ -234,7 +235,7 @@ class TrainerModule(TrainerParts):
 
     def load_data_loaders(
         self,
-        step_idx: saving.StepIndex = -1,
+        step_idx: shared.StepIndex = -1,
         train_loader: Any = None,
         val_loader: Any = None,
         test_loader: Any = None,
@@ -245,7 +246,7 @@ class TrainerModule(TrainerParts):
             CheckpointNotFoundError: If there is no such checkpoint.
         """
         step = self.global_step if step_idx == -1 else step_idx
-        meta = read_meta(find_step(saving.checkpoint_folder(self), step))
+        meta = read_meta(shared.choose_step(saving.checkpoint_folder(self), step))
         given = {"train": train_loader, "val": val_loader, "test": test_loader}
         saving.restore_sources(self.sources, meta["loaders"], given)
 
@@ -273,7 +274,7 @@ class TrainerModule(TrainerParts):
     def load_pretrained_model(
         self,
         checkpoint_path: str | Path,
-        step_idx: saving.StepIndex = -1,
+        step_idx: shared.StepIndex = -1,
         load_best: bool = False,
         load_optimizer: bool = True,
         train_loader: Any = None,
@@ -300,7 +301,7 @@ class TrainerModule(TrainerParts):
             CheckpointError: If it does not fit this trainer.
         """
         which = "best" if load_best else saving.step_index(step_idx)
-        step_folder = find_step(Path(checkpoint_path).expanduser(), which)
+        step_folder = shared.choose_step(checkpoint_path, which)
         old = self.state
         step = saving.load_step(self, step_folder, load_optimizer)
         if delete_params_before_loading:
@@ -346,4 +347,4 @@ class TrainerModule(TrainerParts):
     @classmethod
     def from_run(cls, folder: str | Path) -> Self:
         """Returns a trainer with the configs and the model of a run's newest checkpoint."""
-        return cls.load_from_checkpoint(find_step(Path(folder).expanduser(), "latest"))
+        return cls.load_from_checkpoint(shared.choose_step(folder, "latest"))

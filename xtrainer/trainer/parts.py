@@ -18,19 +18,27 @@ from xtrainer.callbacks import (
 from xtrainer.config import check_configs
 from xtrainer.data import batch_spec, get_input, num_rows
 from xtrainer.hooks import Hooks
-from xtrainer.launch import is_main_process, process_index
+from xtrainer.launch import is_main_process, process_count, process_index
 from xtrainer.loggers import LoggerConfig, build_loggers, run_folder
 from xtrainer.loop import StopReason
 from xtrainer.metrics import DeviceMetrics, parameter_table
-from xtrainer.optim import OptimizerConfig, build_optimizer
+from xtrainer.optim import (
+    OptimizerConfig,
+    build_optimizer,
+    decayed_params,
+    frozen_patterns,
+    path_mask,
+)
 from xtrainer.parallel import BatchLayout, build_mesh, check_mesh
 from xtrainer.state import Progress, TrainState
 from xtrainer.step import StepSettings, make_eval_step, make_train_step, train_layout
 from xtrainer.trainer import compiled
-from xtrainer.trainer.assemble import build_model, init_state, init_variables
+from xtrainer.trainer.assemble import build_model, init_state, init_variables, model_layout
 from xtrainer.trainer.config import ModelConfig, TrainerConfig
-from xtrainer.trainer.saving import check_folders
+from xtrainer.trainer.saving import check_folders, config_to_json
+from xtrainer.trainer.shared import check_same_configs
 from xtrainer.trainer.sources import Sources
+from xtrainer.trainer.view import TrainerView
 from xtrainer.tree import num_elements
 from xtrainer.types import (
     ApplyFn,
@@ -55,6 +63,7 @@ class TrainerParts(Hooks):
     callbacks: list[Callback]
     stop_reason: StopReason | None
     stop_detail: str
+    stop_wanted: tuple[StopReason, str] | None
     first_step: bool
     has_validation: bool
     total_steps: int | None
@@ -74,6 +83,8 @@ class TrainerParts(Hooks):
         self.optimizer_config, self.exmp_batch = optimizer_config, batch
         self.progress, self.sources, self.dataset = Progress(), Sources(), None
         self.stop_reason, self.stop_detail, self.first_step = None, "", True
+        self.stop_wanted = None
+        check_same_configs(lambda: config_to_json(cast(TrainerView, self)))
         self.has_validation, self.total_steps = False, None
         self.init_logger(trainer_config.logger)
         self.init_mesh(model_config, mesh)
@@ -140,9 +151,10 @@ class TrainerParts(Hooks):
     def init_mesh(self, model_config: ModelConfig, mesh: Mesh | None = None) -> None:
         """Sets ``mesh`` and ``batch_partition_specs``."""
         self.mesh = build_mesh(model_config.parallel) if mesh is None else mesh
-        check_mesh(self.mesh)
+        check_mesh(self.mesh, model_config.parallel)
         self.batch_layout = BatchLayout.of(self.mesh, model_config.parallel)
         self.batch_partition_specs = self.batch_layout.spec
+        self.sources.shard = self.batch_layout.shard
 
     def build_model(self, model_config: ModelConfig) -> None:
         """Sets ``model``."""
@@ -202,7 +214,9 @@ class TrainerParts(Hooks):
 
     def step_settings(self) -> StepSettings:
         """Returns the settings of the step functions."""
-        return compiled.step_settings(self.trainer_config, self.batch_layout, self.state)
+        freeze, remat = frozen_patterns(self.optimizer_config), self.model_config.parallel.remat
+        parts = (self.trainer_config, self.batch_layout, self.state)
+        return compiled.step_settings(*parts, freeze, remat)
 
     def create_training_step_function(
         self, settings: StepSettings | None = None
@@ -243,8 +257,16 @@ class TrainerParts(Hooks):
         return run_folder(self.trainer_config.logger)
 
     def tabulate_params(self) -> str:
-        """Returns a table of the parameters: path, shape, dtype, partition, size."""
-        return parameter_table(self.state.params)
+        """Returns a table of the parameters: layout, size in all and per device, optimizer.
+
+        Below it stands a sentence for each rule of the layout that laid out nothing.
+        """
+        params = self.state.params
+        frozen = path_mask(frozen_patterns(self.optimizer_config), None)(params)
+        table = parameter_table(params, decayed_params(self.optimizer_config, params), frozen)
+        exmp_input = jax.eval_shape(self.batch_to_input, batch_spec(self.exmp_batch))
+        where = (self.mesh, self.model_config.parallel)
+        return "\n".join([table, *model_layout(self.run_model_init, exmp_input, *where).unused])
 
     def get_num_params(self) -> int:
         """Returns the number of parameters."""
@@ -269,7 +291,16 @@ class TrainerParts(Hooks):
         return float(jax.device_get(self.lr_schedule(max(updates - 1, 0))))
 
     def request_stop(self, reason: StopReason = StopReason.REQUESTED, detail: str = "") -> None:
-        """Ends training after this step; the first reason is kept."""
+        """Ends training after this step; the first reason is kept.
+
+        Any process may ask; all stop at the same step, and only then ``stop_reason`` is set.
+        """
+        if process_count() == 1:
+            self.end_run(reason, detail)
+        elif self.stop_wanted is None:
+            self.stop_wanted = (reason, detail)
+
+    def end_run(self, reason: StopReason, detail: str = "") -> None:
+        """Ends training now, on a process alone or where all processes do; first reason is kept."""
         if self.stop_reason is None:
-            self.stop_reason = reason
-            self.stop_detail = detail
+            self.stop_reason, self.stop_detail = reason, detail

@@ -1,5 +1,6 @@
 """In what order does ``train_model`` begin, end, and clean up after an error?"""
 
+import dataclasses
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,13 +10,22 @@ import numpy as np
 
 from xtrainer.checkpoint import restore_partial
 from xtrainer.data import LoaderSource, describe_mismatch
-from xtrainer.errors import BatchError, LoaderError
-from xtrainer.loop import Loaders, Plan, StopReason, no_batch, run_training
+from xtrainer.errors import BatchError, LoaderError, PeerError
+from xtrainer.launch import gather_results, peers, process_count
+from xtrainer.loop import (
+    Loaders,
+    Plan,
+    StopReason,
+    agree_on_first_batch,
+    no_batch,
+    run_training,
+)
+from xtrainer.parallel import put_global
 from xtrainer.state import GuardState
-from xtrainer.step import StepReport
+from xtrainer.step import PlacedBatch, StepReport
 from xtrainer.trainer.saving import MODEL_PARTS, checkpoint_callback, config_to_json
 from xtrainer.trainer.view import TrainerView
-from xtrainer.types import BatchLike, HostMetrics
+from xtrainer.types import JSON, BatchLike, HostMetrics
 
 _LOG = logging.getLogger(__name__)
 
@@ -28,7 +38,7 @@ def train(
     Raises:
         Exception: What the loader, a callback, a logger or the step raised.
     """
-    trainer.stop_reason, trainer.stop_detail = None, ""
+    trainer.stop_reason, trainer.stop_detail, trainer.stop_wanted = None, "", None
     results: dict[str, HostMetrics] = {}
     try:
         _start(trainer, plan, loaders, test_loader)
@@ -38,6 +48,7 @@ def train(
         if test_loader is not None and _reason(trainer) is not StopReason.NONFINITE:
             results["test"] = _test_best(trainer, test_loader)
     except BaseException as error:
+        peers.announce(error)  # before anything that other processes would have to take part in
         trainer.stop_reason, trainer.stop_detail = StopReason.FAILED, repr(error)
         hooks = [lambda c=c, e=error: c.on_exception(e) for c in [trainer, *trainer.callbacks]]
         _run_all(hooks, first=error)
@@ -53,10 +64,14 @@ def _reason(trainer: TrainerView) -> StopReason:
 
 def _start(trainer: TrainerView, plan: Plan, loaders: Loaders, test_loader: Any) -> None:
     """Checks what can be checked before a step is compiled, and says what is about to run."""
-    if not plan.done(trainer.progress):
-        _check_first_batch(trainer, loaders.train)
-        for source in loaders.val.values():
-            _check_eval_batch(trainer, source)
+    said = gather_results(lambda: _check(trainer, plan, loaders), "start of training")
+    for process, other in enumerate(said):
+        if other != said[0]:
+            raise PeerError(
+                f"Process {process} would train from {other}, and process 0 from {said[0]}, "
+                "expected the same on all. Restore the same checkpoint and ask for the same "
+                "number of epochs or steps on every process."
+            )
     trainer.has_validation = bool(loaders.val) and plan.validates
     trainer.total_steps = plan.total_steps(loaders.train.length)
     _reset_guard(trainer)
@@ -69,6 +84,17 @@ def _start(trainer: TrainerView, plan: Plan, loaders: Loaders, test_loader: Any)
     if loaders.val and not plan.done(trainer.progress):
         for source in loaders.val.values():
             trainer.test_eval_function(source)
+
+
+def _check(trainer: TrainerView, plan: Plan, loaders: Loaders) -> dict[str, JSON]:
+    """Checks the first batches; returns what must be the same on every process."""
+    if not plan.done(trainer.progress):
+        _check_first_batch(trainer, loaders.train)
+        for source in loaders.val.values():
+            _check_eval_batch(trainer, source)
+    p, sets = trainer.progress, [str(name) for name in loaders.val]
+    state = {"step": p.step, "epochs_done": p.epochs_done, "step_in_epoch": p.step_in_epoch}
+    return {**state, "plan": dataclasses.asdict(plan), "validation sets": sets}
 
 
 def first_batch(source: LoaderSource) -> BatchLike:
@@ -84,12 +110,33 @@ def first_batch(source: LoaderSource) -> BatchLike:
         raise LoaderError(f"The {source.name!r} loader is empty, expected a batch.") from None
 
 
+def first_eval_batch(trainer: TrainerView, source: LoaderSource) -> PlacedBatch:
+    """Returns the first batch of a new pass on the devices; padding where only others have one.
+
+    Raises:
+        LoaderError: If no process has a batch.
+    """
+    prepare = trainer.prepare_eval_batch
+    if process_count() == 1:
+        return prepare(first_batch(source))
+    source.new_pass()
+    agree_on_first_batch(source, prepare)
+    try:
+        return prepare(source.peek())
+    except StopIteration:
+        return prepare.empty()
+
+
 def _check_first_batch(trainer: TrainerView, source: LoaderSource) -> None:
     if source.position.batches == 0:
         trainer.progress.batch_rows = 0  # the first batch of a pass is a full one
-    trainer.prepare_train_batch.begin(trainer.progress.batch_rows)
+    prepare, shard = trainer.prepare_train_batch, trainer.sources.shard
+    rows = trainer.progress.batch_rows // shard.count
+    prepare.begin(rows)
     try:
-        trainer.prepare_train_batch.check_first(source.peek())
+        if process_count() > 1:
+            agree_on_first_batch(source, prepare, rows, trainer.exmp_batch)
+        prepare.check_first(source.peek())
     except StopIteration:
         if source.position.pass_index == source.position.batches == 0:
             raise no_batch(source, trainer.progress) from None
@@ -100,6 +147,10 @@ def _check_first_batch(trainer: TrainerView, source: LoaderSource) -> None:
 
 
 def _check_eval_batch(trainer: TrainerView, source: LoaderSource) -> None:
+    if process_count() > 1:
+        source.new_pass()
+        agree_on_first_batch(source, trainer.prepare_eval_batch)
+        return  # other processes might not try the loss with theirs
     batch = first_batch(source)
     if describe_mismatch(trainer.exmp_batch, batch) is None:
         return  # the loss has been tried with such a batch
@@ -118,10 +169,12 @@ def _reset_guard(trainer: TrainerView) -> None:
     guard, limit = trainer.state.guard, trainer.nonfinite_limit
     counters = (trainer.state.step, guard.skipped, guard.consecutive, guard.first)
     report = StepReport(*(int(count) for count in jax.device_get(counters)))
-    if report.halted or (limit is not None and report.consecutive >= limit):
+    halted = report.halted or (limit is not None and report.consecutive >= limit)
+    if halted or int(jax.device_get(guard.ended)):
         skipped = report.step - report.updates
-        values = (np.full((), value, np.int32) for value in (skipped, 0, 0))
-        leaves = [jax.device_put(value, guard.skipped.sharding) for value in values]
+        row = (0, 0) if halted else (report.consecutive, report.first)
+        values = (np.full((), value, np.int32) for value in (skipped, *row, 0))
+        leaves = [put_global(value, guard.skipped.sharding) for value in values]
         trainer.state = trainer.state.replace(guard=GuardState(*leaves))
         trainer.progress.skipped = skipped
 

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import optax
@@ -11,19 +11,19 @@ import optax
 from xtrainer.callbacks import Callback, ModelCheckpoint
 from xtrainer.checkpoint import (
     CheckpointItems,
-    find_step,
     gather_meta,
     read_meta,
     restore_partial,
     restore_state,
 )
 from xtrainer.config import Config
-from xtrainer.data import LoaderPosition, batch_spec, decode_spec, encode_spec
+from xtrainer.data import batch_spec, decode_spec, encode_spec
 from xtrainer.errors import CheckpointError, CheckpointNotFoundError, ConfigError, LoaderError
 from xtrainer.optim import OptimizerConfig
-from xtrainer.parallel import copy_tree
+from xtrainer.parallel import copy_tree, put_global
 from xtrainer.state import Progress, TrainState
 from xtrainer.trainer.config import ModelConfig, TrainerConfig
+from xtrainer.trainer.shared import StepIndex, choose_step, merge_positions, own_position
 from xtrainer.trainer.sources import Sources
 from xtrainer.trainer.view import TrainerView
 from xtrainer.tree import flatten_with_paths
@@ -33,9 +33,6 @@ _LOG = logging.getLogger(__name__)
 
 MODEL_PARTS = ("params", "mutable_variables")
 """What a model is, without the state of its training."""
-
-StepIndex = int | Literal["best", "latest"]
-"""A step, the best or the newest one; -1 is the newest one as well."""
 
 
 def config_to_json(trainer: TrainerView) -> dict[str, JSON]:
@@ -58,10 +55,11 @@ def gather_items(
     """Returns what a checkpoint of the present step holds."""
     state = trainer.state if save_optimizer_state else trainer.state.replace(opt_state=())
     positions = trainer.sources.positions() if save_dataloader_state else {}
+    own = {name: position.to_json() for name, position in positions.items()}
     meta = gather_meta(
         state,
         progress=trainer.progress.to_json(),
-        loaders={name: position.to_json() for name, position in positions.items()},
+        loaders=merge_positions(own),
         callbacks={name: c.state_dict() for name, c in _named(trainer.callbacks)},
         config=config_to_json(trainer),
         batch_spec=encode_spec(batch_spec(trainer.exmp_batch)),
@@ -128,7 +126,7 @@ def load_step(trainer: TrainerView, step_folder: Path, load_optimizer: bool) -> 
     if load_optimizer and (has_optimizer or not wants):
         state = restore_state(step_folder, trainer.state)
         progress = Progress.from_json(meta["progress"])
-        positions = {n: LoaderPosition.from_json(p) for n, p in meta["loaders"].items()}
+        positions = {n: own_position(n, p) for n, p in meta["loaders"].items()}
         _check_steps(step_folder, int(jax.device_get(state.step)), progress)
         trainer.state, trainer.progress = state, progress
         trainer.sources.restore_later(positions)
@@ -181,7 +179,7 @@ def restore_sources(sources: Sources, saved: Mapping[str, JSON], given: Mapping[
             if loader is None:
                 continue
             if full_name in saved:
-                position = LoaderPosition.from_json(saved[full_name])
+                position = own_position(full_name, saved[full_name])
                 sources.restore(loader, full_name, position)
             elif name == "train":
                 raise CheckpointError(
@@ -232,7 +230,7 @@ def restore_from_dict(state: TrainState, state_dict: Mapping[str, Any]) -> Train
         if not problems:
             shardings = jax.tree.map(lambda x: x.sharding, old)
             leaves = jax.tree.unflatten(jax.tree.structure(old), jax.tree.leaves(part))
-            parts[name] = copy_tree(jax.device_put(leaves, shardings), shardings)
+            parts[name] = copy_tree(put_global(leaves, shardings), shardings)
     if problems:
         raise CheckpointError(
             "The state dictionary does not fit the trainer's state:\n  "
@@ -288,11 +286,10 @@ def batch_from_meta(meta: Mapping[str, Any], exmp_input: BatchLike, batch_size: 
 
 def best_or_latest(folder: str | Path) -> Path:
     """Returns the best step of a run where one was tracked, else the newest one."""
-    path = Path(folder).expanduser()
     try:
-        return find_step(path, "best")
+        return choose_step(folder, "best")
     except CheckpointNotFoundError:
-        return find_step(path, "latest")
+        return choose_step(folder, "latest")
 
 
 def _typed(value: Any) -> Any:

@@ -1,10 +1,13 @@
 """Whose loader is this, and where does it stand? One source per loader for a trainer's life."""
 
+import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from xtrainer.data import LoaderPosition, LoaderSource
-from xtrainer.types import BatchLike
+from xtrainer.types import BatchLike, DataShard, ShardedLoader
+
+_LOG = logging.getLogger(__name__)
 
 
 class Sources:
@@ -12,11 +15,15 @@ class Sources:
 
     Keeping the source keeps what was read ahead of an iterator, and the place in an endless loader,
     from one call of ``train_model`` to the next.
+
+    Attributes:
+        shard: Which part of every batch this process reads; loaders with ``set_shard`` are told.
     """
 
     def __init__(self) -> None:
         self._current: dict[str, LoaderSource] = {}
         self._waiting: dict[str, LoaderPosition] = {}
+        self.shard = DataShard()
 
     def of(self, loader: Iterable[BatchLike] | LoaderSource, name: str) -> LoaderSource:
         """Returns the source of a loader, put where a restored checkpoint says it was.
@@ -28,6 +35,7 @@ class Sources:
             return loader
         source = self._current.get(name)
         if source is None or source.loader is not loader:
+            self._tell_shard(loader, name)
             source = self._current[name] = LoaderSource(loader, name)
         if name in self._waiting:
             source.restore(self._waiting.pop(name))
@@ -40,6 +48,17 @@ class Sources:
         if isinstance(loaders, Mapping):
             return {str(k): self.of(loader, f"{mode}/{k}") for k, loader in loaders.items()}
         return {None: self.of(loaders, mode)}
+
+    def _tell_shard(self, loader: Iterable[BatchLike], name: str) -> None:
+        if self.shard.count == 1:
+            return
+        if isinstance(loader, ShardedLoader):
+            loader.set_shard(self.shard)
+        else:
+            _LOG.info(
+                "The %r loader (%s) has no set_shard(): it must give process part %d of %d.",
+                name, type(loader).__name__, self.shard.index, self.shard.count,
+            )  # fmt: skip
 
     def positions(self) -> dict[str, LoaderPosition]:
         """Returns where the training loader stands, and those whose position is their own state."""

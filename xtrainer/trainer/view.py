@@ -33,6 +33,7 @@ class TrainerView(LoopTrainer, Protocol):
     callbacks: list[Callback]
     sources: Sources
     prepare_train_batch: BatchPreparer
+    prepare_eval_batch: BatchPreparer
     stop_reason: StopReason | None
     stop_detail: str
     has_validation: bool

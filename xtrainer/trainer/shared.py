@@ -1,0 +1,100 @@
+"""What must be one thing on every process? Configs, the chosen step, the loaders' positions."""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Literal
+
+from xtrainer.checkpoint import find_step
+from xtrainer.data import LoaderPosition
+from xtrainer.errors import CheckpointError, CheckpointNotFoundError, ConfigError
+from xtrainer.launch import (
+    broadcast,
+    gather,
+    gather_results,
+    is_main_process,
+    process_count,
+    process_index,
+)
+from xtrainer.types import JSON
+
+StepIndex = int | Literal["best", "latest"]
+"""A step, the best or the newest one; -1 is the newest one as well."""
+
+
+def check_same_configs(make: Callable[[], JSON]) -> None:
+    """Checks that every process of the run was configured alike.
+
+    Args:
+        make: Returns the configs of this process.
+
+    Raises:
+        ConfigError: With every setting that differs from the main process's, on all processes.
+    """
+    said = gather_results(make, "configs of the trainer")
+    main = dict(_settings(said[0]))
+    problems = []
+    for process, other in enumerate(said):
+        own = dict(_settings(other))
+        for path in sorted(main.keys() | own.keys()):
+            if main.get(path) != own.get(path):
+                problems.append(
+                    f"{path}: found {own.get(path)!r} on process {process} and {main.get(path)!r} "
+                    "on process 0, expected one value for the run."
+                )
+    if problems:
+        raise ConfigError(problems)
+
+
+def _settings(config: JSON, path: str = "") -> Iterator[tuple[str, JSON]]:
+    if not isinstance(config, Mapping):
+        yield path, config
+        return
+    for name, value in config.items():
+        yield from _settings(value, f"{path}.{name}" if path else str(name))
+
+
+def choose_step(folder: str | Path, which: StepIndex) -> Path:
+    """Returns the folder of a step; the main process looks, so that all take the same one.
+
+    Raises:
+        CheckpointNotFoundError: If there is no such checkpoint.
+    """
+    said: dict[str, str] = {}
+    if is_main_process():
+        try:
+            said = {"folder": str(find_step(Path(folder).expanduser(), which))}
+        except CheckpointNotFoundError as error:
+            said = {"missing": str(error)}
+    said = broadcast(said, f"checkpoint {which!r} of {folder}")
+    if "missing" in said:
+        raise CheckpointNotFoundError(said["missing"])
+    return Path(said["folder"])
+
+
+def merge_positions(own: Mapping[str, JSON]) -> dict[str, JSON]:
+    """Returns the positions of all processes: one where they are equal, else one for each."""
+    positions = gather(own, "positions of the loaders")
+    merged: dict[str, JSON] = {}
+    for name in positions[0]:
+        each = [part.get(name) for part in positions]
+        merged[name] = each[0] if each.count(each[0]) == len(each) else {"per_process": each}
+    return merged
+
+
+def own_position(name: str, saved: JSON) -> LoaderPosition:
+    """Returns this process's position in a loader.
+
+    Raises:
+        CheckpointError: If each process had its own, and there were more or fewer of them.
+    """
+    if not isinstance(saved, Mapping) or "per_process" not in saved:
+        return LoaderPosition.from_json(saved)
+    each = saved["per_process"]
+    if len(each) != process_count():
+        raise CheckpointError(
+            f"The {name!r} loader had a position of its own on each of {len(each)} processes, and "
+            f"this run has {process_count()}. Use as many, leave the loader's position out (load "
+            "with load_optimizer=False), or train with a loader that has set_shard and one "
+            "position for all."
+        )
+    return LoaderPosition.from_json(each[process_index()])
