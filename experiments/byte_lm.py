@@ -14,10 +14,20 @@ from lm.model import Transformer
 from lm.text import RandomWindows, SequentialWindows, load_splits
 from lm.trigram import Trigram
 from ml_collections import ConfigDict, config_dict
-from run_record import new_run_folder, show, write_record
+from run_record import new_run_folder, say, show, write_record
 
 import xtrainer as xt
 from xtrainer.config import to_config_dict
+
+
+TENSOR_RULES = (
+    ("Embed_0/embedding", ("tp", "fsdp")),
+    (r"/(qkv|up)/kernel$", ("fsdp", "tp")),
+    (r"/(out|down)/kernel$", ("tp", "fsdp")),
+    ("head/kernel", ("fsdp", "tp")),
+)
+"""What ``model.parallel.model_axis_size`` divides: columns of the matrices that lead into attention
+and network, rows of those that lead out; ``fsdp`` divides the other dimension."""
 
 
 def get_config() -> ConfigDict:
@@ -58,7 +68,13 @@ def get_config() -> ConfigDict:
     sections = {
         "num_train_steps": 3000,
         "trainer": to_config_dict(trainer),
-        "model": to_config_dict(xt.ModelConfig(model_class="byte_lm", model_config=model)),
+        "model": to_config_dict(
+            xt.ModelConfig(
+                model_class="byte_lm",
+                model_config=model,
+                parallel=xt.ParallelConfig(param_rules=TENSOR_RULES),
+            )
+        ),
         "optimizer": to_config_dict(optimizer),
         "data": data,
     }
@@ -142,13 +158,14 @@ def run(config: Any) -> dict[str, dict[str, float]]:
     for name, metrics in (("val", val_rows[-1]), ("test", results["test"])):
         bits = trigram.bits_per_byte(loaders[name].stream, loaders[name].target_positions())
         show(name, metrics)
-        print(f"{name} trigram bits_per_byte: {bits!r}")
+        say(f"{name} trigram bits_per_byte: {bits!r}")
     tokens = config.num_train_steps * config.data.batch_size * config.data.context_length
-    print(f"tokens per second, compilation and evaluation included: {tokens / seconds:.0f}")
-    print(f"run folder: {trainer.log_path}")
-    print(f"evaluate the best checkpoint: python experiments/evaluate.py {trainer.log_path}")
+    say(f"tokens per second, compilation and evaluation included: {tokens / seconds:.0f}")
+    say(f"run folder: {trainer.log_path}")
+    say(f"evaluate the best checkpoint: python experiments/evaluate.py {trainer.log_path}")
     return results
 
 
 if __name__ == "__main__":
+    xt.initialize()
     run(xt.parse_config(get_config()))

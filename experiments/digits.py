@@ -3,18 +3,21 @@
 Synopsis:
     python experiments/digits.py
     python experiments/digits.py --config.num_epochs=2 --config.trainer.logger.log_path=runs/b
+    python experiments/digits.py --config.data.loader=grain --config.data.num_workers=2
 """
 
 from typing import Any
 
 import optax
 from ml_collections import ConfigDict
-from run_record import new_run_folder, show, write_record
-from vision.data import TRAIN_SIZE, ImageLoader, load_digits
+from run_record import new_run_folder, say, show, write_record
+from vision.data import TRAIN_SIZE, Examples, ImageLoader, load_digits
 from vision.model import DigitsCNN
 
 import xtrainer as xt
 from xtrainer.config import to_config_dict
+from xtrainer.data import GrainLoader
+from xtrainer.errors import ConfigError, did_you_mean
 
 
 def get_config() -> ConfigDict:
@@ -39,7 +42,13 @@ def get_config() -> ConfigDict:
         "trainer": to_config_dict(trainer),
         "model": to_config_dict(xt.ModelConfig(model_class="digits_cnn", model_config=model)),
         "optimizer": to_config_dict(optimizer),
-        "data": {"batch_size": 64, "eval_batch_size": 128, "seed": 0},
+        "data": {
+            "loader": "arrays",  # or "grain", which needs the extra of that name
+            "batch_size": 64,
+            "eval_batch_size": 128,
+            "seed": 0,
+            "num_workers": 0,  # with "grain": processes that read the training set
+        },
     }
     return tie(ConfigDict(sections))
 
@@ -66,14 +75,33 @@ class DigitClassifier(xt.TrainerModule):
         return loss, ({"accuracy": logits.argmax(-1) == batch["targets"]}, {})
 
 
-def make_loaders(data: Any) -> dict[str, ImageLoader]:
-    """Returns the loaders of the three sets from the config's section ``data``."""
+def make_loaders(data: Any) -> dict[str, Any]:
+    """Returns the loaders of the three sets from the config's section ``data``.
+
+    Raises:
+        ConfigError: If the config names a loader that there is not.
+    """
     sets = load_digits()
-    return {
-        "train": ImageLoader(sets["train"], data.batch_size, shuffle_seed=data.seed),
-        "val": ImageLoader(sets["val"], data.eval_batch_size),
-        "test": ImageLoader(sets["test"], data.eval_batch_size),
-    }
+    loader = data.get("loader", "arrays")  # records of earlier runs have none
+    if loader == "arrays":
+        train: Any = ImageLoader(sets["train"], data.batch_size, shuffle_seed=data.seed)
+        others: Any = ImageLoader
+    elif loader == "grain":
+        sets = {name: Examples(examples) for name, examples in sets.items()}
+        train = GrainLoader(
+            sets["train"],
+            data.batch_size,
+            shuffle=True,
+            seed=data.seed,
+            drop_remainder=True,
+            num_workers=data.num_workers,
+        )
+        others = GrainLoader
+    else:
+        hint = did_you_mean(loader, ("arrays", "grain"))
+        raise ConfigError(f"data.loader: found {loader!r}. {hint}")
+    held_out = {name: others(sets[name], data.eval_batch_size) for name in ("val", "test")}
+    return {"train": train, **held_out}
 
 
 def run(config: Any) -> dict[str, dict[str, float]]:
@@ -93,10 +121,11 @@ def run(config: Any) -> dict[str, dict[str, float]]:
         num_epochs=config.num_epochs,
     )
     show("test", results["test"])
-    print(f"run folder: {trainer.log_path}")
-    print(f"evaluate the best checkpoint: python experiments/evaluate.py {trainer.log_path}")
+    say(f"run folder: {trainer.log_path}")
+    say(f"evaluate the best checkpoint: python experiments/evaluate.py {trainer.log_path}")
     return results
 
 
 if __name__ == "__main__":
+    xt.initialize()
     run(xt.parse_config(get_config()))

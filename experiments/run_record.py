@@ -9,14 +9,18 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from xtrainer.errors import CheckpointError
-from xtrainer.launch import is_main_process
+from xtrainer.launch import broadcast, is_main_process
 
 RECORD_FILE = "experiment.json"
 
 
 def new_run_folder(experiment: str) -> str:
-    """Returns a folder name below ``runs`` that no earlier run has, by the time of day (UTC)."""
-    return f"runs/{experiment}-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}"
+    """Returns a folder name below ``runs`` that no earlier run has, by the time of day (UTC).
+
+    It is the main process's time of day, so that all processes of a run get one name.
+    """
+    name = f"runs/{experiment}-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}"
+    return str(broadcast(name, "run folder"))
 
 
 def write_record(run_folder: str | Path | None, experiment: str, config: ConfigDict) -> None:
@@ -46,7 +50,13 @@ def read_record(run_folder: str | Path) -> tuple[str, Any]:
         ) from error
 
 
+def say(line: str) -> None:
+    """Prints a line, once for all processes of a run."""
+    if is_main_process():
+        print(line)
+
+
 def show(title: str, metrics: Mapping[str, float]) -> None:
     """Prints metrics to the last digit, one a line."""
     for name in sorted(metrics):
-        print(f"{title} {name}: {metrics[name]!r}")
+        say(f"{title} {name}: {metrics[name]!r}")

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from xtrainer.data import shard_rows
 from xtrainer.errors import LoaderError
+from xtrainer.types import DataShard
 
 Batch = dict[str, np.ndarray]
 
@@ -94,7 +96,7 @@ class RandomWindows:
 
     Args:
         stream: Bytes to draw from.
-        batch_size: Windows in a batch.
+        batch_size: Windows in a batch, over all processes.
         context_length: Inputs in a window; one byte more is read for the targets.
         seed: Decides all draws.
 
@@ -111,6 +113,7 @@ class RandomWindows:
         self.context_length = context_length
         self.seed = seed
         self.position = 0
+        self._rows = slice(0, batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
         """Returns an iterator that goes on where the one before stopped."""
@@ -118,15 +121,25 @@ class RandomWindows:
 
     def _endless(self) -> Iterator[Batch]:
         while True:
-            batch = self.batch(self.position)
+            starts = self._starts(self.position)[self._rows]
             self.position += 1
-            yield batch
+            yield cut_windows(self.stream, starts, self.context_length)
 
     def batch(self, number: int) -> Batch:
-        """Returns the batch of a number, counted from 0."""
+        """Returns the whole batch of a number, counted from 0."""
+        return cut_windows(self.stream, self._starts(number), self.context_length)
+
+    def _starts(self, number: int) -> np.ndarray:
         rng = np.random.default_rng((self.seed, number))
-        starts = rng.integers(0, len(self.stream) - self.context_length, self.batch_size)
-        return cut_windows(self.stream, starts, self.context_length)
+        return rng.integers(0, len(self.stream) - self.context_length, self.batch_size)
+
+    def set_shard(self, shard: DataShard) -> None:
+        """Gives this part of each batch from the next one on; all parts are drawn together.
+
+        Raises:
+            LoaderError: If the batch size does not divide into the parts.
+        """
+        self._rows = shard_rows(shard, self.batch_size)
 
     def get_state(self) -> dict[str, Any]:
         """Returns the position: the number of the next batch."""
@@ -144,7 +157,7 @@ class SequentialWindows:
 
     Args:
         stream: Bytes to evaluate on.
-        batch_size: Windows in a batch.
+        batch_size: Windows in a batch, over all processes.
         context_length: Inputs in a window.
         max_bytes: Where the set holds more targets, take this many or a little fewer: windows at
             equal distances, so that every part of the set has its say. None takes all.
@@ -171,6 +184,7 @@ class SequentialWindows:
         self.starts = starts
         self.position = 0
         self._resume_at = 0
+        self._rows = slice(0, batch_size)
 
     def __len__(self) -> int:
         """Returns the number of batches."""
@@ -185,10 +199,18 @@ class SequentialWindows:
         for number in range(first, len(self)):
             self.position = number + 1
             starts = self.starts[number * self.batch_size : (number + 1) * self.batch_size]
-            yield cut_windows(self.stream, starts, self.context_length)
+            yield cut_windows(self.stream, starts[self._rows], self.context_length)
+
+    def set_shard(self, shard: DataShard) -> None:
+        """Gives this part of each batch from the next one on, none where a batch ends before.
+
+        Raises:
+            LoaderError: If the batch size does not divide into the parts.
+        """
+        self._rows = shard_rows(shard, self.batch_size)
 
     def target_positions(self) -> np.ndarray:
-        """Returns where in the stream each evaluated target stands, in order."""
+        """Returns where in the stream each evaluated target stands, in order, over all parts."""
         offsets = np.arange(1, self.context_length + 1)
         positions = (self.starts[:, None] + offsets[None, :]).reshape(-1)
         return positions[positions < len(self.stream)]

@@ -5,7 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from xtrainer.data import shard_rows
 from xtrainer.errors import LoaderError, require
+from xtrainer.types import DataShard
 
 Batch = dict[str, np.ndarray]
 
@@ -45,7 +47,7 @@ class ImageLoader:
 
     Args:
         examples: Arrays of one length.
-        batch_size: Examples in a batch.
+        batch_size: Examples in a batch, over all processes.
         shuffle_seed: Draws a new order for each pass, and leaves out the examples that do not fill
             a batch; None keeps the order and every example.
 
@@ -61,6 +63,7 @@ class ImageLoader:
         self.epoch = 0
         self.position = 0
         self._resumed = False
+        self._rows = slice(0, batch_size)
         if len(self) == 0:
             raise LoaderError(
                 f"Found {self.size} examples, expected at least batch_size={batch_size}. "
@@ -85,7 +88,7 @@ class ImageLoader:
         for number in range(start, len(self)):
             self.position = number + 1
             chosen = order[number * self.batch_size : (number + 1) * self.batch_size]
-            yield {name: array[chosen] for name, array in self.examples.items()}
+            yield {name: array[chosen[self._rows]] for name, array in self.examples.items()}
         self.epoch, self.position = epoch + 1, 0
 
     def _order(self) -> np.ndarray:
@@ -93,8 +96,16 @@ class ImageLoader:
             return np.arange(self.size)
         return np.random.default_rng((self.shuffle_seed, self.epoch)).permutation(self.size)
 
+    def set_shard(self, shard: DataShard) -> None:
+        """Gives this part of each batch from the next one on, none where a batch ends before.
+
+        Raises:
+            LoaderError: If the batch size does not divide into the parts.
+        """
+        self._rows = shard_rows(shard, self.batch_size)
+
     def example(self) -> Batch:
-        """Returns a batch of the usual size, and leaves the position where it is."""
+        """Returns a whole batch of the usual size, and leaves the position where it is."""
         return {name: array[: self.batch_size] for name, array in self.examples.items()}
 
     def get_state(self) -> dict[str, Any]:
@@ -105,3 +116,22 @@ class ImageLoader:
         """Continues at a position that :meth:`get_state` gave."""
         self.epoch, self.position = int(state["epoch"]), int(state["next_batch"])
         self._resumed = True
+
+
+class Examples:
+    """A set of images one by one, as Grain reads them.
+
+    Args:
+        examples: Arrays of one length.
+    """
+
+    def __init__(self, examples: Batch) -> None:
+        self.examples = examples
+
+    def __len__(self) -> int:
+        """Returns the number of examples."""
+        return len(next(iter(self.examples.values())))
+
+    def __getitem__(self, index: int) -> Batch:
+        """Returns one example; its arrays have no batch axis."""
+        return {name: array[index] for name, array in self.examples.items()}

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from xtrainer.data import ArrayLoader, Batch
 from xtrainer.errors import BatchError, LoaderError
+from xtrainer.types import DataShard
 
 
 def values(batches):
@@ -107,3 +108,62 @@ def test_wrong_sizes_are_refused():
         make(rows=0)
     with pytest.raises(BatchError, match="different leading axes"):
         ArrayLoader({"x": np.zeros(3), "y": np.zeros(4)}, 2)
+
+
+def together(make_loader, count, batches, state=None):
+    """Returns the next batches of as many loaders, put together again, and their states."""
+    loaders = [make_loader() for _ in range(count)]
+    for index, loader in enumerate(loaders):
+        loader.set_shard(DataShard(index, count))
+        if state is not None:
+            loader.set_state(state)
+    streams = [itertools.chain.from_iterable(itertools.repeat(loader)) for loader in loaders]
+    taken = [values(itertools.islice(stream, batches)) for stream in streams]
+    return [sum(parts, []) for parts in zip(*taken, strict=True)], [
+        json.loads(json.dumps(loader.get_state())) for loader in loaders
+    ]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    rows=st.integers(1, 60),
+    shuffle=st.booleans(),
+    drop_last=st.booleans(),
+    before=st.sampled_from([1, 2, 3, 4, 8]),
+    after=st.sampled_from([1, 2, 3, 4, 8]),
+    used=st.integers(0, 8),
+)
+def test_parts_are_the_batches_of_one_process_also_on_another_count(
+    rows, shuffle, drop_last, before, after, used
+):
+    def make_loader():
+        rows_needed = max(rows, 24) if drop_last else rows
+        return make(rows_needed, 24, shuffle=shuffle, drop_last=drop_last)
+
+    whole, _ = together(make_loader, 1, used + 5)
+    head, states = together(make_loader, before, used)
+    assert all(state == states[0] for state in states)
+    tail, _ = together(make_loader, after, 5, states[0])
+    assert head + tail == whole
+
+
+def test_a_part_has_no_rows_where_the_last_batch_ends_before():
+    loader = make(rows=10, batch_size=8)
+    loader.set_shard(DataShard(1, 2))
+    assert values(loader) == [[4, 5, 6, 7], []]
+    assert len(loader) == 2
+
+
+def test_a_new_part_holds_from_the_next_batch_of_an_iterator_on():
+    loader = make(rows=8, batch_size=4)
+    batches = iter(loader)
+    assert next(batches)["x"].tolist() == [0, 1, 2, 3]
+    loader.set_shard(DataShard(1, 2))
+    assert next(batches)["x"].tolist() == [6, 7]
+
+
+def test_a_batch_size_that_does_not_divide_into_parts_changes_nothing():
+    loader = make(batch_size=3)
+    with pytest.raises(LoaderError, match="batch_size=3 for 2"):
+        loader.set_shard(DataShard(0, 2))
+    assert values(loader)[0] == [0, 1, 2]

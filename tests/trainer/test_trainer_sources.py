@@ -8,6 +8,7 @@ import pytest
 from xtrainer.data import ArrayLoader, LoaderPosition, LoaderSource
 from xtrainer.errors import LoaderError
 from xtrainer.trainer.sources import Sources
+from xtrainer.types import DataShard
 
 
 def loader(rows: int = 8) -> ArrayLoader:
@@ -58,7 +59,7 @@ def test_the_training_position_is_kept_and_others_that_have_a_state() -> None:
 
 def test_a_restored_training_position_waits_for_the_loader() -> None:
     sources, data = Sources(), loader()
-    sources.restore_later({"train": LoaderPosition(0, 2, {"pass": 0, "batch": 2})})
+    sources.restore_later({"train": LoaderPosition(0, 2, {"pass": 0, "batch": 2})}, 1)
     assert first(sources.of(data, "val")) == [0, 1]
     assert first(sources.of(loader(), "train")) == [4, 5]
     assert first(sources.of(loader(), "train")) == [0, 1]  # it was taken
@@ -66,13 +67,34 @@ def test_a_restored_training_position_waits_for_the_loader() -> None:
 
 def test_a_restored_evaluation_position_waits_for_nobody() -> None:
     sources = Sources()
-    sources.restore_later({"val": LoaderPosition(0, 2, {"pass": 0, "batch": 2})})
+    sources.restore_later({"val": LoaderPosition(0, 2, {"pass": 0, "batch": 2})}, 1)
     assert first(sources.of(loader(), "val")) == [0, 1]
 
 
 def test_a_given_loader_is_put_there_at_once() -> None:
     sources, data = Sources(), loader()
-    sources.restore_later({"train": LoaderPosition(0, 3, {"pass": 0, "batch": 3})})
-    sources.restore(data, "train", LoaderPosition(0, 1, {"pass": 0, "batch": 1}))
+    sources.restore_later({"train": LoaderPosition(0, 3, {"pass": 0, "batch": 3})}, 1)
+    sources.restore(data, "train", LoaderPosition(0, 1, {"pass": 0, "batch": 1}), 1)
     assert data.get_state() == {"pass": 0, "batch": 1}
     assert first(sources.of(data, "train")) == [2, 3]
+
+
+def test_a_loader_with_shards_takes_the_position_of_another_number_of_processes() -> None:
+    sources, data = Sources(), loader()
+    sources.restore_later({"train": LoaderPosition(0, 2, {"pass": 0, "batch": 2})}, 4)
+    assert sources.of(data, "train").position.batches == 2
+
+
+def test_a_loader_without_shards_refuses_the_position_of_another_number_of_processes() -> None:
+    sources, data = Sources(), [next(iter(loader()))]
+    sources.restore_later({"train": LoaderPosition(0, 1)}, 4)
+    with pytest.raises(LoaderError, match="saved by a run of 4 processes, and this one has 1"):
+        sources.of(data, "train")
+    with pytest.raises(LoaderError, match="without set_shard"):
+        sources.restore(data, "train", LoaderPosition(0, 1), 4)
+
+
+def test_loaders_are_told_their_part_where_there_are_several() -> None:
+    sources, data = Sources(), loader()
+    sources.shard = DataShard(1, 2)
+    assert first(sources.of(data, "train")) == [1]

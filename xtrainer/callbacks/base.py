@@ -121,11 +121,10 @@ def build_callbacks(
     """
     wanted = [c for c in configs if is_main_process() or not c.main_process_only]
     callbacks = [config.create(trainer, data_module) for config in wanted]
-    for callback in callbacks:
+    for callback in callbacks if process_count() > 1 else []:
         if callback.needs_settled_state and callback.config.main_process_only:
-            if process_count() > 1:
-                raise ConfigError(
-                    f"{type(callback).__name__}: found main_process_only=True, expected False with "
-                    f"{process_count()} processes: it waits for steps, which all must do together."
-                )
+            raise ConfigError(
+                f"{type(callback).__name__}: found main_process_only=True, expected False with "
+                f"{process_count()} processes: it waits for steps, which all must do together."
+            )
     return callbacks

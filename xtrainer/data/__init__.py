@@ -6,6 +6,7 @@ Synopsis:
     source.restore(LoaderPosition.from_json(saved))
     with Prefetcher(source, prepare, limit=steps_left) as batches:
         for batch, position in batches: ...
+    GrainLoader(samples, 256, shuffle=True, num_workers=4)   # the same for a Grain dataset
     saved = source.position.to_json()              # of the batch in use, not of those read ahead
 """
 
@@ -20,14 +21,17 @@ from xtrainer.data.batch import (
     get_input,
     num_rows,
 )
+from xtrainer.data.grain import GrainLoader
 from xtrainer.data.loader import LoaderSource, copy_host
 from xtrainer.data.padding import pad_rows, row_mask
 from xtrainer.data.position import LoaderPosition
 from xtrainer.data.prefetch import Prefetcher, prefetch
+from xtrainer.data.shard import shard_rows
 
 __all__ = [
     "ArrayLoader",
     "Batch",
+    "GrainLoader",
     "LoaderPosition",
     "LoaderSource",
     "Prefetcher",
@@ -42,4 +46,5 @@ __all__ = [
     "pad_rows",
     "prefetch",
     "row_mask",
+    "shard_rows",
 ]

@@ -6,8 +6,9 @@ import jax
 import numpy as np
 
 from xtrainer.data.batch import num_rows
+from xtrainer.data.shard import shard_rows
 from xtrainer.errors import LoaderError
-from xtrainer.types import JSON, BatchLike, PyTree
+from xtrainer.types import JSON, BatchLike, DataShard, PyTree
 
 
 class ArrayLoader:
@@ -15,7 +16,7 @@ class ArrayLoader:
 
     Args:
         arrays: A pytree of NumPy arrays that share their first axis; batches are of the same tree.
-        batch_size: Rows of a batch; the last one of a pass may have fewer.
+        batch_size: Rows of a batch, over all processes; the last one of a pass may have fewer.
         shuffle: Whether each pass has an order of its own, given by ``seed`` and the pass.
         seed: Seed of the orders, >= 0.
         drop_last: Whether a last batch with fewer rows is left out.
@@ -59,6 +60,7 @@ class ArrayLoader:
                 f"drop_last={drop_last}, expected at least one batch. Give more rows, a smaller "
                 "batch_size or drop_last=False."
             )
+        self._rows = slice(0, batch_size)
         self._pass = 0
         self._batch = 0
         self._continue = True
@@ -81,6 +83,22 @@ class ArrayLoader:
         self._continue = False
         self._current = _ArrayIterator(self, self._pass, self._batch)
         return self._current
+
+    def set_shard(self, shard: DataShard) -> None:
+        """Gives this part of each batch from the next one on, also in an ``iter()`` begun before.
+
+        Length and positions stay those of whole batches: they are equal in all processes.
+
+        Raises:
+            LoaderError: If there is no such part, or the batch size does not divide into them.
+
+        Example:
+            >>> loader = ArrayLoader({"inputs": np.arange(5)}, batch_size=4)
+            >>> loader.set_shard(DataShard(1, 2))
+            >>> [batch["inputs"].tolist() for batch in loader]
+            [[2, 3], []]
+        """
+        self._rows = shard_rows(shard, self.batch_size)
 
     def get_state(self) -> JSON:
         """Returns the pass, and how many of its batches the newest iterator has given."""
@@ -112,7 +130,8 @@ class ArrayLoader:
         return np.random.default_rng((self.seed, pass_index)).permutation(self.num_examples)
 
     def _take(self, order: np.ndarray | None, batch: int) -> BatchLike:
-        rows = slice(batch * self.batch_size, (batch + 1) * self.batch_size)
+        first = batch * self.batch_size
+        rows = slice(first + self._rows.start, first + self._rows.stop)
         index = rows if order is None else order[rows]
         return jax.tree.map(lambda leaf: leaf[index], self.arrays)
 

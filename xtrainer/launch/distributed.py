@@ -271,6 +271,4 @@ def _start(
             "coordinator_address, num_processes and process_id to initialize(), or set "
             "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID."
         ) from error
-    return LaunchInfo(
-        process_index=runtime_process(), process_count=num_processes(), source=source
-    )
+    return LaunchInfo(process_index=runtime_process(), process_count=num_processes(), source=source)

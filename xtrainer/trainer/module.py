@@ -248,7 +248,7 @@ class TrainerModule(TrainerParts):
         step = self.global_step if step_idx == -1 else step_idx
         meta = read_meta(shared.choose_step(saving.checkpoint_folder(self), step))
         given = {"train": train_loader, "val": val_loader, "test": test_loader}
-        saving.restore_sources(self.sources, meta["loaders"], given)
+        saving.restore_sources(self.sources, meta, given)
 
     def restore_model(self, state_dict: dict[str, Any]) -> None:
         """Replaces parts of the state: ``params``, and any of ``step, opt_state, rng`` and
@@ -307,7 +307,7 @@ class TrainerModule(TrainerParts):
         if delete_params_before_loading:
             saving.delete_model(old, kept=self.state)
         given = {"train": train_loader, "val": val_loader, "test": test_loader}
-        saving.restore_sources(self.sources, read_meta(step_folder)["loaders"], given)
+        saving.restore_sources(self.sources, read_meta(step_folder), given)
         return step
 
     @classmethod

@@ -129,7 +129,7 @@ def load_step(trainer: TrainerView, step_folder: Path, load_optimizer: bool) -> 
         positions = {n: own_position(n, p) for n, p in meta["loaders"].items()}
         _check_steps(step_folder, int(jax.device_get(state.step)), progress)
         trainer.state, trainer.progress = state, progress
-        trainer.sources.restore_later(positions)
+        trainer.sources.restore_later(positions, meta["process_count"])
         _load_callbacks(trainer.callbacks, meta["callbacks"])
     else:
         if load_optimizer:
@@ -166,12 +166,18 @@ def warn_not_found(error: CheckpointNotFoundError) -> None:
     _LOG.warning("No checkpoint was loaded: %s", error)
 
 
-def restore_sources(sources: Sources, saved: Mapping[str, JSON], given: Mapping[str, Any]) -> None:
+def restore_sources(sources: Sources, meta: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """Puts the given loaders where they were; a dictionary of sets is restored set by set.
+
+    Args:
+        sources: The loaders of the trainer.
+        meta: Of the checkpoint.
+        given: Loaders, or dictionaries of sets, by name.
 
     Raises:
         CheckpointError: If a training loader was given and its position was not saved.
     """
+    saved = meta["loaders"]
     for name, loaders in given.items():
         sets = loaders if isinstance(loaders, Mapping) else {None: loaders}
         for key, loader in sets.items():
@@ -180,7 +186,7 @@ def restore_sources(sources: Sources, saved: Mapping[str, JSON], given: Mapping[
                 continue
             if full_name in saved:
                 position = own_position(full_name, saved[full_name])
-                sources.restore(loader, full_name, position)
+                sources.restore(loader, full_name, position, meta["process_count"])
             elif name == "train":
                 raise CheckpointError(
                     f"The checkpoint holds the positions of {sorted(saved)}, expected 'train'. It "

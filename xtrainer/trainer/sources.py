@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from xtrainer.data import LoaderPosition, LoaderSource
+from xtrainer.errors import LoaderError
+from xtrainer.launch import process_count
 from xtrainer.types import BatchLike, DataShard, ShardedLoader
 
 _LOG = logging.getLogger(__name__)
@@ -23,13 +25,15 @@ class Sources:
     def __init__(self) -> None:
         self._current: dict[str, LoaderSource] = {}
         self._waiting: dict[str, LoaderPosition] = {}
+        self._saved_by = 1
         self.shard = DataShard()
 
     def of(self, loader: Iterable[BatchLike] | LoaderSource, name: str) -> LoaderSource:
         """Returns the source of a loader, put where a restored checkpoint says it was.
 
         Raises:
-            LoaderError: If the loader cannot be iterated.
+            LoaderError: If the loader cannot be iterated, or its saved position is worth nothing
+                for this number of processes.
         """
         if isinstance(loader, LoaderSource):
             return loader
@@ -38,6 +42,7 @@ class Sources:
             self._tell_shard(loader, name)
             source = self._current[name] = LoaderSource(loader, name)
         if name in self._waiting:
+            self._check_processes(loader, name, self._saved_by)
             source.restore(self._waiting.pop(name))
         return source
 
@@ -48,6 +53,16 @@ class Sources:
         if isinstance(loaders, Mapping):
             return {str(k): self.of(loader, f"{mode}/{k}") for k, loader in loaders.items()}
         return {None: self.of(loaders, mode)}
+
+    def _check_processes(self, loader: Iterable[BatchLike], name: str, saved_by: int) -> None:
+        if saved_by != process_count() and not isinstance(loader, ShardedLoader):
+            raise LoaderError(
+                f"The position of the {name!r} loader was saved by a run of {saved_by} processes, "
+                f"and this one has {process_count()}: a loader without set_shard() "
+                f"({type(loader).__name__}) has another share of the data now. Use as many "
+                "processes, train with a loader that has set_shard(), or take the model alone "
+                "(load_pretrained_model with load_optimizer=False)."
+            )
 
     def _tell_shard(self, loader: Iterable[BatchLike], name: str) -> None:
         if self.shard.count == 1:
@@ -68,14 +83,26 @@ class Sources:
             if name == "train" or source.position.state is not None
         }
 
-    def restore_later(self, positions: Mapping[str, LoaderPosition]) -> None:
+    def restore_later(self, positions: Mapping[str, LoaderPosition], saved_by: int) -> None:
         """Keeps the training position for the loader that the next call brings.
 
         An evaluation begins a new pass; its position matters only to ``load_data_loaders``.
+
+        Args:
+            positions: By name.
+            saved_by: How many processes the run had that saved them.
         """
+        self._saved_by = saved_by
         self._waiting = {n: position for n, position in positions.items() if n == "train"}
 
-    def restore(self, loader: Iterable[BatchLike], name: str, position: LoaderPosition) -> None:
-        """Puts a loader where it was; what waits for a loader of that name is dropped."""
+    def restore(
+        self, loader: Iterable[BatchLike], name: str, position: LoaderPosition, saved_by: int
+    ) -> None:
+        """Puts a loader where it was; what waits for a loader of that name is dropped.
+
+        Raises:
+            LoaderError: If the position is worth nothing for this number of processes.
+        """
+        self._check_processes(loader, name, saved_by)
         self._waiting.pop(name, None)
         self.of(loader, name).restore(position)
