@@ -156,11 +156,11 @@ class _Watcher:
         """Ends this process now: JAX's own way out would wait for processes that are gone."""
         self._leaving.acquire()  # for good: the thread that is second must not cut the first short
         own = runtime_process()
-        if not self._doomed:  # else the interpreter has shown the error
-            for key, text in self._failures.items():
-                if key not in self._settled:
-                    who = "This process" if _process(key) == own else f"Process {_process(key)}"
-                    print(f"{who} has failed, so process {own} ends:\n{text}", file=sys.stderr)
+        for key, text in self._failures.items():
+            mine = _process(key) == own
+            if key not in self._settled and not (mine and self._doomed):  # Python has shown it
+                who = "This process" if mine else f"Process {_process(key)}"
+                print(f"{who} has failed, so process {own} ends:\n{text}", file=sys.stderr)
         self._see_others_off(own)
         logging.shutdown()
         for stream in (sys.stdout, sys.stderr):

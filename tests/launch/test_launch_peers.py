@@ -1,0 +1,225 @@
+"""Does a process that fails end the others, and only when they have not ended by themselves?"""
+
+import threading
+import time
+from typing import Any
+
+import pytest
+from coordination_zoo import Service
+
+from xtrainer.errors import PeerError
+from xtrainer.launch import peers
+
+GRACE_S = 0.3
+
+
+class Ended(BaseException):
+    """Stands for the end of the process."""
+
+
+@pytest.fixture
+def service(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Two processes; a thread of one that ends it notes when and is gone."""
+    found = Service(2)
+    found.install(monkeypatch, peers)
+    monkeypatch.setattr(peers, "_POLL_S", 0.02)
+    ended: list[tuple[int, float]] = []
+
+    def leave(code: int) -> None:
+        ended.append((code, time.monotonic()))
+        raise Ended
+
+    monkeypatch.setattr(peers.os, "_exit", leave)
+    monkeypatch.setattr(peers.logging, "shutdown", lambda: None)
+    found.ended = ended  # type: ignore[attr-defined]
+    yield found
+    monkeypatch.setattr(peers, "coordination_client", lambda: None)  # ends the watching threads
+
+
+def watcher(grace_s: float = GRACE_S) -> Any:
+    made = peers._Watcher()
+    made._grace_s = grace_s
+    return made
+
+
+def watching(made: Any) -> threading.Thread:
+    """Returns the thread that watches, begun; not ``start``, which would hook into Python."""
+
+    def run() -> None:
+        try:
+            made._run()
+        except Ended:
+            pass
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return thread
+
+
+def failure(text: str) -> Exception:
+    try:
+        raise ValueError(text)
+    except ValueError as error:
+        return error
+
+
+def wait_for(thread: threading.Thread, seconds: float = 5.0) -> None:
+    thread.join(seconds)
+    assert not thread.is_alive()
+
+
+def test_what_one_announces_the_others_know_and_it_does_not_count_itself(service: Any) -> None:
+    first, second = watcher(), watcher()
+    service.as_process(0)
+    first.announce(failure("broken"))
+    assert first.text() == ""
+    service.as_process(1)
+    assert second.text().startswith("Process 0:\nTraceback")
+    assert second.text().rstrip().endswith("ValueError: broken")
+
+
+def test_an_error_is_announced_once(service: Any) -> None:
+    made, error = watcher(), failure("broken")
+    made.announce(error)
+    made.announce(error)
+    assert len(service.values) == 1
+    made.announce(failure("another"))
+    assert len(service.values) == 2
+
+
+def test_a_process_that_goes_on_is_ended_after_the_grace(
+    service: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service.as_process(1)
+    watcher().announce(failure("broken"))
+    service.values["xtrainer/leaving/1"] = ""
+    begin = time.monotonic()
+    wait_for(watching(watcher()))  # as process 0
+    ((code, at),) = service.ended
+    assert code == peers.EXIT_CODE == 1
+    assert at - begin >= GRACE_S
+    said = capsys.readouterr().err
+    assert "Process 1 has failed, so process 0 ends:\nTraceback" in said
+    assert "ValueError: broken" in said
+
+
+def test_a_failure_that_was_settled_ends_nobody(service: Any) -> None:
+    made = watcher()
+    service.as_process(1)
+    watcher().announce(failure("broken"))
+    service.as_process(0)
+    made.settle()
+    thread = watching(made)
+    time.sleep(2 * GRACE_S)
+    assert thread.is_alive() and service.ended == []
+    service.as_process(1)
+    watcher().announce(failure("unheard of"))  # under the key of the first one, which is taken
+    service.values["xtrainer/failures/1/7"] = '{"text": "a new one"}'
+    service.values["xtrainer/leaving/1"] = ""
+    wait_for(thread)
+    assert len(service.ended) == 1
+
+
+def test_the_grace_begins_anew_with_what_comes_after_a_settled_failure(service: Any) -> None:
+    made = watcher()
+    thread = watching(made)
+    service.as_process(1)
+    service.values["xtrainer/failures/1/0"] = '{"text": "one"}'
+    service.values["xtrainer/leaving/1"] = ""
+    time.sleep(GRACE_S / 2)
+    made.settle()
+    time.sleep(GRACE_S / 2)
+    begin = time.monotonic()
+    service.values["xtrainer/failures/1/1"] = '{"text": "two"}'
+    wait_for(thread)
+    assert service.ended[0][1] - begin >= GRACE_S
+
+
+def test_the_main_process_leaves_last(service: Any) -> None:
+    made = watcher(grace_s=5.0)
+    made.announce(failure("broken"))
+    thread = threading.Thread(target=lambda: _quietly(made._leave), daemon=True)
+    thread.start()
+    time.sleep(0.2)
+    assert service.ended == []
+    service.key_value_set("xtrainer/leaving/1", "")
+    wait_for(thread)
+
+
+def test_the_main_process_does_not_wait_for_ever(service: Any) -> None:
+    made = watcher()
+    thread = threading.Thread(target=lambda: _quietly(made._leave), daemon=True)
+    thread.start()
+    wait_for(thread)
+    assert len(service.ended) == 1
+
+
+def test_a_second_thread_does_not_cut_short_the_first_that_leaves(service: Any) -> None:
+    made = watcher(grace_s=60.0)
+    leave = [threading.Thread(target=lambda: _quietly(made._leave), daemon=True) for _ in range(2)]
+    for thread in leave:  # that of the program, and the one that watches
+        thread.start()
+    time.sleep(0.3)
+    assert service.ended == []  # the main process still waits for the other one
+    service.key_value_set("xtrainer/leaving/1", "")
+    end = time.monotonic() + 5.0
+    while not service.ended and time.monotonic() < end:
+        time.sleep(0.02)
+    time.sleep(0.1)
+    assert len(service.ended) == 1
+
+
+def test_an_error_from_another_process_is_not_announced(
+    service: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peers.jax.distributed, "is_initialized", lambda: True)
+    made = watcher()
+    monkeypatch.setattr(peers, "_watcher", lambda: made)
+    peers.announce(PeerError("heard of it"))
+    assert service.values == {}
+    peers.announce(failure("own"))
+    assert len(service.values) == 1
+
+
+def test_a_process_alone_announces_nothing() -> None:
+    peers.announce(failure("broken"))
+    peers.settle()
+    assert peers.failure_text() == ""
+
+
+def test_what_nobody_caught_is_announced_again(service: Any) -> None:
+    made, seen = watcher(), []
+    error = failure("broken")
+    made.announce(error)
+    made.settle()
+    hook = made._hook(lambda *args: seen.append(args))
+    hook(type(error), error, error.__traceback__)
+    assert len(service.values) == 2 and seen[0][1] is error
+    with pytest.raises(Ended):
+        service.values["xtrainer/leaving/1"] = ""
+        made._leave_if_failed()
+
+
+def test_an_error_that_followed_from_another_is_shown_with_that_one(
+    service: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service.values["xtrainer/failures/1/0"] = '{"text": "the cause"}'
+    service.values["xtrainer/leaving/1"] = ""
+    made, error = watcher(), failure("connection closed by peer")
+    made._hook(lambda *args: None)(type(error), error, error.__traceback__)
+    with pytest.raises(Ended):
+        made._leave_if_failed()
+    said = capsys.readouterr().err
+    assert said == "Process 1 has failed, so process 0 ends:\nthe cause\n"  # Python shows the own
+
+
+def test_a_run_without_failures_leaves_as_python_does(service: Any) -> None:
+    watcher()._leave_if_failed()
+    assert service.ended == []
+
+
+def _quietly(leave: Any) -> None:
+    try:
+        leave()
+    except Ended:
+        pass
