@@ -19,7 +19,6 @@ from run_record import new_run_folder, say, show, write_record
 import xtrainer as xt
 from xtrainer.config import to_config_dict
 
-
 TENSOR_RULES = (
     ("Embed_0/embedding", ("tp", "fsdp")),
     (r"/(qkv|up)/kernel$", ("fsdp", "tp")),
