@@ -31,10 +31,10 @@ ALL = {
         (2, 1): ("dp", "fsdp", "tp"),
         (2, 2): ("dp_fsdp", "dp_tp"),
         (4, 1): ("dp", "fsdp", "dp_tp"),
-        (4, 2): ("dp_fsdp", "tp"),
+        (4, 2): ("dp_fsdp", "dp_tp"),
     }.items()
 }
-PARTS = {((4, 1), "dp_tp"): 2, ((2, 1), "tp"): 1, ((4, 2), "tp"): 1}
+PARTS = {((4, 1), "dp_tp"): 2, ((2, 1), "tp"): 1}
 """Into how many parts a batch is divided, where there are fewer than processes."""
 
 
@@ -49,17 +49,20 @@ def reference(kind: str, accumulate: int, optimizer: str, steps: int) -> dict[st
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Runs of processes by number and devices; each pays its start once for all its courses."""
+    asked = [
+        tuple(item.callspec.params[name] for name in ("shape", "case", "steps"))
+        for item in request.session.items
+        if isinstance(item, pytest.Function) and item.module is request.module
+    ]
 
     @functools.cache
     def run(shape: tuple[int, int], steps: int) -> process_zoo.Run:
-        cases = FAST[shape] if steps == FEW else ALL[shape]
-        names = [name_of(case, steps) for case in cases]
+        names = [name_of(case, steps) for other, case, n in asked if (other, n) == (shape, steps)]
         folder = tmp_path_factory.mktemp(f"courses_{shape[0]}x{shape[1]}_{steps}")
         slow = {} if steps == FEW else {"timeout_s": 3600.0, "optimized": True}
-        run = process_zoo.run_processes("courses.py", folder, *shape, *names, **slow)
-        return run.ended_well()
+        return process_zoo.run_processes("courses.py", folder, *shape, *names, **slow).ended_well()
 
     return run
 

@@ -176,11 +176,11 @@ def test_a_stop_is_taken_at_the_step_of_a_run_of_one_process(
     assert_whole(run.folder / f"{name}-{who}" / "checkpoints", found[0]["steps"])
 
 
-def test_a_stop_with_the_last_step_changes_nothing(run: process_zoo.Run) -> None:
+def test_a_stop_with_the_last_step_is_heard_by_all(run: process_zoo.Run) -> None:
     found = values(run, "stop_on_last-1")
     for one in found:
         assert (one["stands"]["step"], one["steps"][-1]) == ([6, 6], 6)
-        assert one["stands"]["reason"] == "FINISHED"
+        assert one["stands"]["reason"] == "REQUESTED"  # as on a process alone
     assert_one_state([one["stands"] for one in found], steps(6))
 
 

@@ -31,7 +31,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Any:
         what = ["evaluations", "gradients"] if count == 2 else ["evaluations"]
         folder = tmp_path_factory.mktemp(f"sums_{count}")
         devices = 2 if count == 2 else 1
-        return process_zoo.run_processes("sums.py", folder, count, devices, *what).ended_well()
+        # As here, so that parameters begin equal to the bit.
+        run = process_zoo.run_processes("sums.py", folder, count, devices, *what, optimized=True)
+        return run.ended_well()
 
     return run
 

@@ -26,6 +26,9 @@ from xtrainer.loop.view import Preparer
 from xtrainer.step import FAIL, LAST, STOP, StepReport
 from xtrainer.types import JSON, BatchLike
 
+Wish = tuple[StopReason, str] | None
+"""Why a process wants to stop; None: it does not."""
+
 
 class Together:
     """What this process says with its next batch, and what all make of it in the end.
@@ -72,7 +75,7 @@ class Together:
         return all(gather(value, name)) if self.several else value
 
     def conclude(
-        self, report: StepReport, stop: tuple[StopReason, str] | None, position: LoaderPosition
+        self, report: StepReport, stop: Wish, position: LoaderPosition
     ) -> tuple[StopReason, str]:
         """Returns why the run ends, where a process has asked for it.
 
@@ -88,8 +91,12 @@ class Together:
         text = None
         if self.error is not None:
             text = "".join(traceback.format_exception(self.error))
-        wish = None if stop is None else [stop[0].name, stop[1]]
-        own = {"stop": wish, "error": text, "batches": position.batches, "last": self.last}
+        own = {
+            "stop": _encoded(stop),
+            "error": text,
+            "batches": position.batches,
+            "last": self.last,
+        }
         said = gather(own, "why the run ends")
         peers.settle()  # all have left the steps: nobody needs to be ended
         if self.error is not None:
@@ -97,8 +104,13 @@ class Together:
         raise_for_peers({i: s["error"] for i, s in enumerate(said) if s["error"] is not None})
         if not report.ended & STOP:
             _raise_uneven(said, report.step)
-        process, (name, detail) = next((i, s["stop"]) for i, s in enumerate(said) if s["stop"])
-        return StopReason[name], f"Process {process} asked for it. {detail}".strip()
+        return _wished([s["stop"] for s in said])
+
+    def finish(self, stop: Wish) -> tuple[StopReason, str]:
+        """Returns why a run whose work is done ends: a wish with the last step counts as well."""
+        if not self.several:
+            return StopReason.FINISHED, ""
+        return _wished(gather(_encoded(stop), "end of the run"))
 
 
 def agree_on_first_batch(
@@ -165,6 +177,17 @@ def raise_evaluation_failure(error: Exception | None, name: str) -> NoReturn:
     finally:
         peers.settle()
     raise PeerError(f"The evaluation of {name!r} was ended by a process that gave no error.")
+
+
+def _encoded(stop: Wish) -> JSON:
+    return None if stop is None else [stop[0].name, stop[1]]
+
+
+def _wished(wishes: list[Any]) -> tuple[StopReason, str]:
+    for process, wish in enumerate(wishes):
+        if wish is not None:
+            return StopReason[wish[0]], f"Process {process} asked for it. {wish[1]}".strip()
+    return StopReason.FINISHED, ""
 
 
 def _raise_uneven(said: list[Any], step: int) -> NoReturn:

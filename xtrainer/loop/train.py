@@ -62,7 +62,7 @@ def run_training(trainer: LoopTrainer, loaders: Loaders, plan: Plan) -> Results:
         while trainer.stop_reason is None:
             run.epoch()
             if plan.done(trainer.progress):
-                trainer.end_run(StopReason.FINISHED)
+                trainer.end_run(*run.together.finish(trainer.stop_wanted))
         run.windows.close(run.in_flight.newest, trainer.progress.epoch)
     except BaseException as error:
         run.give_up(error)
