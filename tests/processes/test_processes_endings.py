@@ -33,7 +33,7 @@ MESSAGES = {
 }
 KILLS = ("kill", "kill_in_validation")
 FAST = [
-    *(("validation_hook", 0), ("caught", 1), ("outside", 1), ("loader", 1)),
+    *(("validation_hook", 0), ("outside", 1), ("loader", 1)),
     *(("kill", 0), ("kill", 1)),
 ]
 ALL = [(what, who) for what in (*MESSAGES, *KILLS) for who in (0, 1)]

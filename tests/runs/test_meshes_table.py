@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_the_table_has_a_row_for_each_mesh(tmp_path: Path) -> None:
     file = tmp_path / "table.json"
     options = ["--steps", "2", "--meshes", "8fsdp", "--json", str(file)]

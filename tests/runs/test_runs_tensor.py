@@ -78,9 +78,9 @@ def alone() -> tuple[Any, Any]:
 @pytest.mark.parametrize(
     "sizes",
     [
-        {"model_axis_size": 2},
+        pytest.param({"model_axis_size": 2}, marks=pytest.mark.slow),
         {"model_axis_size": 2, "fsdp_axis_size": 2, "data_axis_size": 2},
-        {"fsdp_axis_size": 8},
+        pytest.param({"fsdp_axis_size": 8}, marks=pytest.mark.slow),
     ],
     ids=["4dp 2tp", "2dp 2fsdp 2tp", "8fsdp"],
 )
