@@ -223,3 +223,12 @@ def _quietly(leave: Any) -> None:
         leave()
     except Ended:
         pass
+
+
+def test_a_second_watch_keeps_the_grace_unless_it_gives_another(service: Any) -> None:
+    made = watcher(grace_s=7.0)
+    made._thread = threading.current_thread()  # as if it had been started
+    made.start(None)
+    assert made._grace_s == 7.0
+    made.start(3.0)
+    assert made._grace_s == 3.0

@@ -34,11 +34,12 @@ _POLL_S = 0.25
 EXIT_CODE = 1
 
 
-def watch(grace_s: float = 5.0) -> None:
+def watch(grace_s: float | None = None) -> None:
     """Starts to watch the other processes; a second call only changes the grace.
 
     Args:
-        grace_s: Seconds that a process has, after a failure, to end by itself.
+        grace_s: Seconds that a process has, after a failure, to end by itself; None: as before, at
+            first 5.
     """
     if jax.distributed.is_initialized():
         _watcher().start(grace_s)
@@ -82,8 +83,8 @@ class _Watcher:
         self._doomed = False  # an exception was caught by nobody
         self._leaving = threading.Lock()
 
-    def start(self, grace_s: float) -> None:
-        self._grace_s = grace_s
+    def start(self, grace_s: float | None) -> None:
+        self._grace_s = self._grace_s if grace_s is None else grace_s
         with self._lock:
             if self._thread is not None:
                 return
