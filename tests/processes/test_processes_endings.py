@@ -16,7 +16,7 @@ pytestmark = pytest.mark.processes
 
 ERROR_S = 10.0
 """From an error on one process to the end of the last one."""
-HEARTBEAT_S = 10.0 + 5.0
+HEARTBEAT_S = 25.0
 """From a kill to the end of the last one, where only its silence tells of it."""
 AT_ONCE_S = 5.0
 """From the end of process 0, with which the coordination service is gone."""

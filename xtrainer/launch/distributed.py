@@ -15,6 +15,7 @@ from xtrainer.launch.exchange import num_processes, runtime_process
 from xtrainer.launch.peers import watch
 
 _LOG = logging.getLogger(__name__)
+_PROXIES = ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 
 
@@ -65,7 +66,7 @@ def initialize(
         device_ids: Which of this machine's GPUs the process may use; needs a GPU ``platform``.
         timeout_s: How long to wait for the other processes.
         heartbeat_timeout_s: How long a process may be silent before it counts as dead, which ends
-            the others; None: 10 where all are on this machine, else 30.
+            the others; None: 20 where all are on this machine, else 30.
         failure_grace_s: How long the others may take to end by themselves when one process has
             failed; then they are ended, with that process's error.
 
@@ -257,13 +258,16 @@ def _start(
     if local:
         # JAX would listen on every network interface of the machine.
         request["coordinator_bind_address"] = address
-        # With a proxy in the environment even loopback would be looked for behind it, for ever.
-        os.environ.setdefault("no_grpc_proxy", "127.0.0.1,localhost,::1")
+        if any(name.lower() in _PROXIES for name in os.environ):
+            # Even loopback would be looked for behind the proxy, for ever.
+            os.environ.setdefault("no_grpc_proxy", "127.0.0.1,localhost,::1")
     try:
         jax.distributed.initialize(
             **request,
             initialization_timeout=timeout_s,
-            heartbeat_timeout_seconds=heartbeat_timeout_s or (10 if local else 30),
+            # A dead process is found after half of it at the earliest: later than the grace after
+            # a failure, so that the others show the failure before JAX aborts them.
+            heartbeat_timeout_seconds=heartbeat_timeout_s or (20 if local else 30),
         )
     except (ValueError, ImportError) as error:  # JAX's own detection of TPU pods and Kubernetes
         raise ConfigError(
