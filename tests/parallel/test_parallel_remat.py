@@ -163,7 +163,8 @@ def test_the_modules_named_are_computed_again_with_the_same_numbers(
     expected, found = jax.jit(plain)(params), jax.jit(again)(params)
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+        # Terms of size 1 cancel to nothing in some gradients; what is left is their rounding.
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=5e-7)
 
 
 @pytest.mark.parametrize(
