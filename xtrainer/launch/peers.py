@@ -31,6 +31,7 @@ from xtrainer.launch.exchange import (
 _FAILURES = "xtrainer/failures/"
 _LEAVING = "xtrainer/leaving/"
 _POLL_S = 0.25
+_JOIN_S = 5.0
 EXIT_CODE = 1
 
 
@@ -152,6 +153,12 @@ class _Watcher:
             failed = self._doomed or bool(self._failures.keys() - self._settled)
         if failed:
             self._leave()
+        # While this process waits for the others to end, too, it is to hear of their failures. Then
+        # the thread must be gone: Python aborts where one is within JAX at its end.
+        with contextlib.suppress(Exception):
+            jax.distributed.shutdown()
+        if self._thread is not None:
+            self._thread.join(_JOIN_S)
 
     def _leave(self) -> None:
         """Ends this process now: JAX's own way out would wait for processes that are gone."""
