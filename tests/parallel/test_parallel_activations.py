@@ -1,6 +1,5 @@
 """Do activations stay spread over the batch axes, with the same numbers?"""
 
-from collections.abc import Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -8,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxpr_zoo import primitives
 
 from xtrainer.parallel import (
     BatchLayout,
@@ -62,18 +62,6 @@ def forward(model: nn.Module, chosen: BatchLayout | None, rows: int = ROWS) -> A
 def data(model: nn.Module) -> tuple[Any, np.ndarray]:
     x = np.random.default_rng(0).normal(size=(ROWS, 8)).astype(np.float32)
     return model.init(jax.random.key(0), x), x
-
-
-def primitives(jaxpr: Any, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Yields each operation of a jaxpr below the names of those it is part of."""
-    for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
-        path = (*above, equation.primitive.name)
-        yield path
-        for inner in jax.tree.leaves(
-            list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")
-        ):
-            if hasattr(inner, "eqns") or hasattr(inner, "jaxpr"):
-                yield from primitives(inner, path)
 
 
 def num_constraints(model: nn.Module, chosen: BatchLayout | None, rows: int = ROWS) -> int:

@@ -1,6 +1,5 @@
 """Are chosen modules computed again, with the same numbers and less memory?"""
 
-from collections.abc import Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -8,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxpr_zoo import primitives
 
 from xtrainer.errors import ConfigError
 from xtrainer.parallel import (
@@ -123,18 +123,6 @@ def gradient(model: nn.Module, patterns: Any, layout: Any = None) -> tuple[Any, 
         return (outputs**2).mean(), updates
 
     return jax.value_and_grad(loss, has_aux=True), params
-
-
-def primitives(jaxpr: Any, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Yields each operation of a jaxpr below the names of those it is part of."""
-    for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
-        path = (*above, equation.primitive.name)
-        yield path
-        for inner in jax.tree.leaves(
-            list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")
-        ):
-            if hasattr(inner, "eqns") or hasattr(inner, "jaxpr"):
-                yield from primitives(inner, path)
 
 
 def num_checkpoints(function: Any, params: Any) -> int:

@@ -65,11 +65,6 @@ def settle() -> None:
         _watcher().settle()
 
 
-def failure_text() -> str:
-    """Returns what other processes have announced, "" where nothing is known."""
-    return _watcher().text() if jax.distributed.is_initialized() else ""
-
-
 class _Watcher:
     """What one process knows of failures, its own among them."""
 
@@ -111,13 +106,6 @@ class _Watcher:
         with self._lock:
             self._read()
             self._settled |= self._failures.keys()
-
-    def text(self) -> str:
-        with self._lock:
-            self._read()
-            own = f"{_FAILURES}{runtime_process()}/"
-            found = {k: t for k, t in self._failures.items() if not k.startswith(own)}
-        return "\n".join(f"Process {_process(key)}:\n{text}" for key, text in found.items())
 
     def _read(self) -> None:
         with contextlib.suppress(jax.errors.JaxRuntimeError):  # nothing there, or no coordinator

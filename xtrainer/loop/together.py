@@ -176,7 +176,10 @@ def raise_evaluation_failure(error: Exception | None, name: str) -> NoReturn:
         gather_results(own, f"evaluation of the {name!r} loader")
     finally:
         peers.settle()
-    raise PeerError(f"The evaluation of {name!r} was ended by a process that gave no error.")
+    raise PeerError(
+        f"The evaluation of {name!r} was ended by a process that gave no error, expected one. Look "
+        "at the output of the other processes."
+    )
 
 
 def _encoded(stop: Wish) -> JSON:

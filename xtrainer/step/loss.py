@@ -257,7 +257,8 @@ def _align(name: str, mask: jax.Array, value: jax.Array, row_mask: jax.Array) ->
 
 
 def _masked_sum(value: jax.Array, weights: jax.Array) -> jax.Array:
-    # Selected, not multiplied: what has no weight may be anything, also NaN.
+    # Selected, not multiplied: the sum takes nothing from a value without weight, also if it is
+    # NaN. Its gradient may be NaN all the same (0 * NaN, further back); the guard refuses that.
     return jnp.sum(jnp.where(weights != 0, value, 0.0) * weights)
 
 
