@@ -57,6 +57,14 @@ class _Executor:
         arguments = (batch.data, batch.row_mask, window)
         return arguments if self._signals is None else (*arguments, self._signals(bits))
 
+    def _argument_specs(self, data: BatchLike, rows: int) -> tuple[Any, ...]:
+        data = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), data)
+        window = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self._zeros)
+        specs = (data, jax.ShapeDtypeStruct((rows,), bool), window)
+        if self._signals is None:
+            return specs
+        return (*specs, jax.ShapeDtypeStruct((self._layout.mesh.size,), np.int32))
+
     def _jit(self, function: Callable[..., Any], rows: int, outputs: Any, donate: Any) -> Any:
         if self._debug:
             return function
@@ -110,6 +118,16 @@ class TrainExecutor(_Executor):
         if step is None:
             step = self._compiled[batch.rows] = self._compile(batch.rows)
         return step(state, *self._arguments(batch, window, bits))
+
+    def lower(self, state: TrainState, data: BatchLike) -> jax.stages.Lowered:
+        """Returns the training step for a batch, lowered and not compiled; nothing is computed.
+
+        Args:
+            state: Arrays or ``jax.ShapeDtypeStruct``s.
+            data: The global batch, or its shapes.
+        """
+        rows = jax.tree.leaves(data)[0].shape[0]
+        return self._compile(rows).lower(state, *self._argument_specs(data, rows))
 
     def _compile(self, rows: int) -> Callable[..., Any]:
         pieces = micro_batches(rows, self._settings.accumulate_steps, self._keeps_statistics)
@@ -172,6 +190,17 @@ class EvalExecutor(_Executor):
             whole = self._layout.replicated
             step = self._compiled[spread] = self._jit(self._step, batch.rows, whole, (3,))
         return step(state, *self._arguments(batch, window, bits))
+
+    def lower(self, state: TrainState, data: BatchLike) -> jax.stages.Lowered:
+        """Returns the evaluation step for a batch, lowered and not compiled; nothing is computed.
+
+        Args:
+            state: Arrays or ``jax.ShapeDtypeStruct``s.
+            data: The global batch, or its shapes.
+        """
+        rows = jax.tree.leaves(data)[0].shape[0]
+        step = self._jit(self._step, rows, self._layout.replicated, (3,))
+        return step.lower(state, *self._argument_specs(data, rows))
 
 
 def micro_batches(rows: int, accumulate_steps: int, keeps_statistics: bool = False) -> int:
