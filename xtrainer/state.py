@@ -14,25 +14,40 @@ from xtrainer.types import JSON, PRNGKey, PyTree
 
 
 class GuardState(flax.struct.PyTreeNode):
-    """What the guard has refused so far; every field is an int32 of shape ``()``.
+    """What the guard has refused so far; four numbers in one array, since every array of a state
+    costs time at every step.
 
     Attributes:
-        skipped: Steps refused since the beginning of the run.
-        consecutive: Steps refused in a row, up to now.
-        first: The step that began the present row of refused steps, 0 where there is none.
-        ended: What processes of the run said when they ended it together, 0 where it goes on; see
-            ``xtrainer.step.signals``. Until it is 0 again no step is taken.
+        counts: int32 ``(4,)``: ``skipped``, ``consecutive``, ``first`` and ``ended``.
     """
 
-    skipped: jax.Array
-    consecutive: jax.Array
-    first: jax.Array
-    ended: jax.Array
+    counts: jax.Array
 
     @classmethod
     def create(cls) -> "GuardState":
         """Returns the state of a guard that has refused nothing."""
-        return cls(*(jnp.zeros((), jnp.int32) for _ in range(4)))
+        return cls(jnp.zeros((4,), jnp.int32))
+
+    @property
+    def skipped(self) -> jax.Array:
+        """int32 ``()``, steps refused since the beginning of the run."""
+        return self.counts[0]
+
+    @property
+    def consecutive(self) -> jax.Array:
+        """int32 ``()``, steps refused in a row, up to now."""
+        return self.counts[1]
+
+    @property
+    def first(self) -> jax.Array:
+        """int32 ``()``, the step that began the present row of refused steps, 0 for none."""
+        return self.counts[2]
+
+    @property
+    def ended(self) -> jax.Array:
+        """int32 ``()``, what processes of the run said when they ended it together, 0 where it
+        goes on; see ``xtrainer.step.signals``. Until it is 0 again no step is taken."""
+        return self.counts[3]
 
 
 class TrainState(flax.struct.PyTreeNode):

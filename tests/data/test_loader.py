@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xtrainer.data import ArrayLoader, LoaderPosition, LoaderSource, copy_host
+from xtrainer.data import ArrayLoader, LoaderPosition, LoaderSource
 from xtrainer.errors import BatchError, LoaderError
 
 
@@ -229,27 +229,6 @@ def test_reused_buffer_is_copied_before_the_loader_goes_on():
     source = LoaderSource(reusing(), "train")
     kept = [source.pull()[0] for _ in range(4)]
     assert [batch["x"][0] for batch in kept] == [0, 1, 2, 3]
-
-
-def test_copy_host_copies_numpy_only():
-    device, scalar = jnp.ones(2), np.float32(1)
-    batch = {"numpy": np.ones(2), "device": device, "scalar": scalar, "none": None, "int": 3}
-    copied = copy_host(batch)
-    assert copied["device"] is device and copied["scalar"] is scalar and copied["int"] == 3
-    assert not np.shares_memory(copied["numpy"], batch["numpy"])
-
-
-def test_copy_host_makes_numpy_of_what_only_looks_like_an_array():
-    class Tensor:
-        def __init__(self):
-            self.data = np.ones(2)
-
-        def __array__(self, dtype=None, copy=None):
-            return self.data
-
-    tensor = Tensor()
-    copied = copy_host(tensor)
-    assert isinstance(copied, np.ndarray) and not np.shares_memory(copied, tensor.data)
 
 
 def test_unequal_leading_axes_name_leaves_and_batch():

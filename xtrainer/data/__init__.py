@@ -22,7 +22,8 @@ from xtrainer.data.batch import (
     num_rows,
 )
 from xtrainer.data.grain import GrainLoader
-from xtrainer.data.loader import LoaderSource, copy_host
+from xtrainer.data.loader import LoaderSource
+from xtrainer.data.ownership import own
 from xtrainer.data.padding import pad_rows, row_mask
 from xtrainer.data.position import LoaderPosition
 from xtrainer.data.prefetch import Prefetcher, prefetch
@@ -37,12 +38,12 @@ __all__ = [
     "Prefetcher",
     "batch_signature",
     "batch_spec",
-    "copy_host",
     "decode_spec",
     "describe_mismatch",
     "encode_spec",
     "get_input",
     "num_rows",
+    "own",
     "pad_rows",
     "prefetch",
     "row_mask",

@@ -47,7 +47,14 @@ def num_rows(batch: BatchLike) -> int:
         >>> num_rows({"inputs": np.zeros((8, 2)), "targets": np.zeros(8)})
         8
     """
-    shapes = [_shape(leaf) for leaf in jax.tree.leaves(batch)]
+    leaves = jax.tree.leaves(batch)
+    try:  # asked of every batch
+        rows = leaves[0].shape[0]
+        if all([leaf.shape[0] == rows for leaf in leaves]):
+            return rows
+    except (AttributeError, IndexError, TypeError):
+        pass
+    shapes = [_shape(leaf) for leaf in leaves]
     if shapes and all(shapes) and len({shape[0] for shape in shapes}) == 1:
         return shapes[0][0]
     if not shapes:

@@ -7,31 +7,15 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-import jax
-import numpy as np
-
 from xtrainer.data.batch import num_rows
+from xtrainer.data.ownership import own
 from xtrainer.data.position import LoaderPosition
 from xtrainer.errors import LoaderError
 from xtrainer.types import JSON, BatchLike, StatefulLoader
 
 _LOG = logging.getLogger(__name__)
 _BYTES = "bytes_as_utf8"
-
-
-def copy_host(batch: BatchLike) -> BatchLike:
-    """Returns the batch with its NumPy arrays copied; arrays on a device are immutable and stay.
-
-    A loader may fill the same buffer again, while ``jax.device_put`` on a CPU may share it.
-
-    Example:
-        >>> buffer = np.zeros(1)
-        >>> kept = copy_host({"inputs": buffer})
-        >>> buffer += 1
-        >>> kept["inputs"].tolist()
-        [0.0]
-    """
-    return jax.tree.map(_copy_leaf, batch)
+_PLAIN = frozenset({int, str, bool, type(None)})
 
 
 class LoaderSource:
@@ -126,15 +110,16 @@ class LoaderSource:
             BatchError: If the leaves of the batch have different leading axes.
             LoaderError: If another reader has the loader, or its state is not JSON.
         """
-        self._check_reader(reader)
+        if self._reader is not reader:
+            self._check_reader(reader)
         try:
-            self._fast_forward()
+            if self._to_skip:
+                self._fast_forward()
             if self._ahead:
                 return self._ahead.popleft()
-            batch = copy_host(self._next_raw())
+            batch = own([self._next_raw()])
             num_rows(batch)
-            made = self._produced
-            made = LoaderPosition(made.pass_index, made.batches + 1, self._read_state())
+            made = self._produced.after_one(self._read_state())
         except StopIteration:
             raise
         except Exception as error:
@@ -289,8 +274,6 @@ class LoaderSource:
 
     def _fast_forward(self) -> None:
         """Reads and drops the batches that a restored position lies behind."""
-        if not self._to_skip:
-            return
         count = self._to_skip
         order = ""
         if self._position.pass_index > 0 and not self.is_one_shot:
@@ -334,6 +317,8 @@ class LoaderSource:
         except NotImplementedError:  # the methods exist for the sake of an interface
             self._owner = None
             return None
+        if _is_flat(state):
+            return dict(state)
         try:
             return _pack(state)
         except (TypeError, ValueError, RecursionError) as error:
@@ -351,10 +336,11 @@ class LoaderSource:
             )
 
 
-def _copy_leaf(leaf: Any) -> Any:
-    if isinstance(leaf, jax.Array | np.generic) or not hasattr(leaf, "__array__"):
-        return leaf
-    return np.array(np.asarray(leaf))  # in two steps: some __array__ give their own buffer
+def _is_flat(state: Any) -> bool:
+    """Says whether a state is JSON that a shallow copy protects, as most loaders have it."""
+    return type(state) is dict and all(
+        type(key) is str and type(value) in _PLAIN for key, value in state.items()
+    )
 
 
 def _pack(state: Any) -> JSON:

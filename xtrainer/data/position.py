@@ -35,6 +35,12 @@ class LoaderPosition:
             if type(value) is not int or value < 0:
                 raise LoaderError(f"{name}: found {value!r}, expected an integer >= 0.")
 
+    def after_one(self, state: JSON) -> "LoaderPosition":
+        """Returns the place behind the next batch of the pass, behind which ``state`` was taken."""
+        position = object.__new__(LoaderPosition)  # made for every batch; nothing to check
+        position.__dict__.update(pass_index=self.pass_index, batches=self.batches + 1, state=state)
+        return position
+
     def to_json(self) -> JSON:
         """Returns the position as a dict for ``json.dumps``."""
         return {name: getattr(self, name) for name in _FIELDS}

@@ -1,8 +1,9 @@
 """How does the next batch get ready while the device works? A thread prepares a few ahead."""
 
 import logging
+import queue
 import threading
-from collections import deque
+import time
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any
@@ -17,6 +18,11 @@ from xtrainer.types import BatchLike, PyTree
 _LOG = logging.getLogger(__name__)
 _POLL_S = 0.5  # so that a waiting main thread sees Ctrl-C on every platform
 _JOIN_S = 10.0
+_SIZE = 2
+_SMALL_BYTES = 2**15
+_SIZE_IF_SMALL = 32
+
+Entry = tuple[BatchLike, PyTree, LoaderPosition]
 
 
 class Prefetcher:
@@ -29,8 +35,12 @@ class Prefetcher:
         source: Where the batches come from; no one else may pull until ``close``.
         prepare: Host batch to what is handed out: padding and placement. Runs in the thread, so
             it must not depend on context managers of the caller's thread.
-        size: How many batches may be read and not handed out.
+        size: How many batches may be read and not handed out; None: 2, and 32 where they have at
+            most 32 KiB, since the two threads would wait for each other more than they work.
         limit: How many batches are read in all, None for the rest of the pass.
+
+    Attributes:
+        waited_s: Seconds for which ``next`` has waited for the thread.
 
     Raises:
         LoaderError: If ``size`` or ``limit`` is out of range.
@@ -47,26 +57,33 @@ class Prefetcher:
         self,
         source: LoaderSource,
         prepare: Callable[[BatchLike], PyTree],
-        size: int = 2,
+        size: int | None = _SIZE,
         limit: int | None = None,
     ) -> None:
-        if size < 1 or (limit is not None and limit < 0):
+        if (size is not None and size < 1) or (limit is not None and limit < 0):
             raise LoaderError(
                 f"Found size={size}, limit={limit} for the {source.name!r} loader, expected "
-                "size >= 1 and limit >= 0 or None."
+                "size >= 1 and limit >= 0, or None."
             )
+        self.waited_s = 0.0
         self._source = source
         self._prepare = prepare
         self._size = size
         self._limit = limit
-        self._ready: deque[tuple[BatchLike, PyTree, LoaderPosition]] = deque()
+        # Queues in C, and room for small batches given back by the half: a lock for each would cost
+        # more than such a batch does.
+        self._ready: queue.SimpleQueue[Entry | None] = queue.SimpleQueue()  # None: no more
+        self._room: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._taken = 0  # and no room given back for it yet
+        self._burst = 1
+        self._held: Entry | None = None  # what ``ended`` has looked at
         self._failed: tuple[BatchLike, LoaderPosition] | None = None  # what prepare refused
         self._error: BaseException | None = None
-        self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
-        self._done = False  # the thread reads no more
-        self._limited = False  # since it has read as many batches as it may
+        self._done = False  # the last entry was seen
+        self._limited = False  # the thread has read as many batches as it may
         self._closed = False
+        self._end = threading.Lock()  # who is last gives the batches back
 
     def __enter__(self) -> "Prefetcher":
         self._start()
@@ -90,16 +107,17 @@ class Prefetcher:
             StopIteration: At the end of the pass, or after ``limit`` batches.
             LoaderError: If the prefetcher was closed.
         """
-        self._start()
-        with self._changed:
-            while not self._ready and not self._done:
-                self._changed.wait(_POLL_S)
-            if self._ready:
-                _, placed, position = self._ready.popleft()
-                self._source.commit(position)
-                self._changed.notify_all()
-                return placed, position
-            self._give_back()
+        if self._held is None:
+            self._held = self._get()
+        entry, self._held = self._held, None
+        if entry is not None:
+            self._source.commit(entry[2])
+            self._taken += 1
+            if self._taken >= self._burst:
+                self._room.put(self._taken)
+                self._taken = 0
+            return entry[1], entry[2]
+        self._give_back()
         if self._error is not None:
             raise self._error
         raise StopIteration
@@ -109,11 +127,9 @@ class Prefetcher:
 
         False where a batch or an error is still to come, and after ``limit`` batches.
         """
-        with self._changed:
-            while not self._ready and not self._done:
-                self._changed.wait(_POLL_S)
-            more = self._ready or self._error is not None or self._limited
-            return not more
+        if self._held is None:
+            self._held = self._get()
+        return self._held is None and self._error is None and not self._limited
 
     def close(self, timeout_s: float = _JOIN_S) -> None:
         """Stops the thread and gives the batches that were not handed out back to the source.
@@ -123,20 +139,21 @@ class Prefetcher:
         """
         if self._closed:
             return
-        with self._changed:
+        with self._end:
             self._closed = True
-            if self._done:
-                self._give_back()
-            self._changed.notify_all()
         thread = self._thread
         if thread is None:
             return
+        self._room.put(1)  # it may be waiting
         thread.join(timeout_s)
-        if thread.is_alive():
-            _LOG.warning(
-                "The thread %r did not end within %.1f s: the %r loader or the preparation of a "
-                "batch hangs. It is left behind.", thread.name, timeout_s, self._source.name,
-            )  # fmt: skip
+        with self._end:
+            if not thread.is_alive() or self._done:
+                self._give_back()
+                return
+        _LOG.warning(
+            "The thread %r did not end within %.1f s: the %r loader or the preparation of a "
+            "batch hangs. It is left behind.", thread.name, timeout_s, self._source.name,
+        )  # fmt: skip
 
     def _start(self) -> None:
         if self._closed:
@@ -151,33 +168,58 @@ class Prefetcher:
             self._thread = thread
             thread.start()
 
+    def _get(self) -> Entry | None:
+        """Returns the next entry, None at the end; waits for it."""
+        if self._thread is None or self._closed:
+            self._start()
+        if self._done:
+            return None
+        try:
+            entry = self._ready.get_nowait()
+        except queue.Empty:
+            entry = self._wait()
+        self._done = entry is None
+        return entry
+
+    def _wait(self) -> Entry | None:
+        start = time.perf_counter()
+        while True:
+            try:
+                entry = self._ready.get(timeout=_POLL_S)
+            except queue.Empty:
+                continue
+            self.waited_s += time.perf_counter() - start
+            return entry
+
     def _run(self) -> None:
         """Reads and prepares until the end, an error or ``close``; the body of the thread."""
         try:
-            count = 0
-            while self._limit is None or count < self._limit:
-                if not self._wait_for_room():
-                    break
-                batch, position = self._source.pull(self._thread)
-                count += 1
-                self._add(batch, position)
-            self._limited = count == self._limit
+            self._read()
         except StopIteration:
             pass
         except BaseException as error:  # handed to the consumer, whatever it is
             self._error = error
-        with self._changed:
-            self._done = True
+        with self._end:
+            self._ready.put(None)
             if self._closed:
                 self._give_back()
-            self._changed.notify_all()
 
-    def _wait_for_room(self) -> bool:
-        """Returns True when a batch may be read, False when the prefetcher was closed."""
-        with self._changed:
-            while len(self._ready) >= self._size and not self._closed:
-                self._changed.wait()
-            return not self._closed
+    def _read(self) -> None:
+        room = self._size or _SIZE
+        count = 0
+        while count != self._limit:
+            while room <= 0 and not self._closed:
+                room += self._room.get()
+            if self._closed:
+                return
+            batch, position = self._source.pull(self._thread)
+            count += 1
+            room -= 1
+            self._add(batch, position)
+            if count == 1 and self._size is None and _num_bytes(batch) <= _SMALL_BYTES:
+                room += _SIZE_IF_SMALL - _SIZE
+                self._burst = _SIZE_IF_SMALL // 2
+        self._limited = True
 
     def _add(self, batch: BatchLike, position: LoaderPosition) -> None:
         # Kept until it is in the queue, so that close gives it back if prepare fails.
@@ -191,19 +233,26 @@ class Prefetcher:
         except BaseException as error:
             error.add_note(self._source.note(position.batches))
             raise
-        with self._changed:
-            self._ready.append((batch, placed, position))
-            self._failed = None
-            self._changed.notify_all()
+        self._ready.put((batch, placed, position))
+        self._failed = None
 
     def _give_back(self) -> None:
-        entries = [(batch, position) for batch, _, position in self._ready]
+        """Gives the source what was read and not handed out; nothing the second time."""
+        entries = [] if self._held is None else [self._held]
+        while not self._ready.empty():
+            entry = self._ready.get()
+            entries += [] if entry is None else [entry]
+        unused = [(batch, position) for batch, _, position in entries]
         if self._failed is not None:
-            entries.append(self._failed)
-        self._ready.clear()
-        self._failed = None
-        self._source.push_back(entries)
+            unused.append(self._failed)
+        self._held = self._failed = None
+        self._done = True
+        self._source.push_back(unused)
         self._source.release(self._thread)
+
+
+def _num_bytes(batch: BatchLike) -> int:
+    return sum(getattr(leaf, "nbytes", 0) for leaf in jax.tree.leaves(batch))
 
 
 def prefetch(

@@ -54,6 +54,24 @@ def all_finite(*trees: PyTree) -> jax.Array:
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
 
 
+def checked_norm(grads: PyTree, updates: PyTree) -> jax.Array:
+    """Returns the norm of the gradient, float32 ``()``; not finite where an update is not.
+
+    One reduction over each leaf tells both, where small leaves cost a kernel for each reduction.
+
+    Args:
+        grads: Gradients.
+        updates: What the optimizer made of them, leaf by leaf.
+    """
+
+    def squares(grad: jax.Array, update: jax.Array) -> jax.Array:
+        update = jnp.abs(update).astype(jnp.float32)
+        return jnp.sum(jnp.square(jnp.abs(grad).astype(jnp.float32)) + (update - update))
+
+    pairs = zip(jax.tree.leaves(grads), jax.tree.leaves(updates), strict=True)
+    return jnp.sqrt(sum((squares(*pair) for pair in pairs), jnp.zeros((), jnp.float32)))
+
+
 def guard_step(
     old: TrainState,
     new: TrainState,
@@ -87,12 +105,9 @@ def guard_step(
     refused = ~finite & ~halted
     consecutive = jnp.where(halted, guard.consecutive, jnp.where(finite, 0, guard.consecutive + 1))
     begins = refused & (guard.consecutive == 0)
-    guard = GuardState(
-        skipped=guard.skipped + refused.astype(jnp.int32),
-        consecutive=consecutive,
-        first=jnp.where(begins, old.step + 1, jnp.where(accept, 0, guard.first)),
-        ended=jnp.where(halted, ended, after),
-    )
+    skipped = guard.skipped + refused.astype(jnp.int32)
+    first = jnp.where(begins, old.step + 1, jnp.where(accept, 0, guard.first))
+    counts = jnp.stack([skipped, consecutive, first, jnp.where(halted, ended, after)])
     halts = halted if limit is None else halted | (consecutive >= limit)
 
     def select(a: Any, b: Any) -> Any:
@@ -103,7 +118,7 @@ def guard_step(
         params=select(new.params, old.params),
         opt_state=select(new.opt_state, old.opt_state),
         mutable_variables=select(new.mutable_variables, old.mutable_variables),
-        guard=guard,
+        guard=GuardState(counts),
     )
     return state, accept
 
@@ -119,9 +134,7 @@ def report_of(
         row_mask: bool ``(rows,)``, False for padding.
         signals: As for :func:`guard_step`.
     """
-    guard = new.guard
     rows = row_mask.astype(jnp.float32).sum().astype(jnp.int32)
     examples = jnp.where(new.step > old.step, rows, 0)
     agreed = jnp.zeros((), jnp.int32) if signals is None else signals.all
-    counters = [new.step, guard.skipped, guard.consecutive, guard.first, guard.ended]
-    return jnp.stack([*counters, agreed, examples])
+    return jnp.concatenate([new.step[None], new.guard.counts, jnp.stack([agreed, examples])])

@@ -17,7 +17,7 @@ from xtrainer.metrics import (
 )
 from xtrainer.state import TrainState
 from xtrainer.step.gradients import BatchGradient, make_gradient_fn
-from xtrainer.step.guard import all_finite, guard_step, report_of
+from xtrainer.step.guard import all_finite, checked_norm, guard_step, report_of
 from xtrainer.step.settings import StepSettings
 from xtrainer.step.signals import reduce_signals
 from xtrainer.tree import flatten_with_paths
@@ -77,11 +77,13 @@ def make_train_step(
         )
         terms = result.terms
         # The norm of the gradient, as a square that overflows would stay in the second moments.
-        norm = global_norm(result.grads)
-        finite = all_finite(terms.value, terms.weight, norm, updates, terms.mutable)
+        norm = checked_norm(result.grads, updates)
+        finite = all_finite(terms.value, terms.weight, norm, terms.mutable)
+        norms = _norm_values(norm, result.grads, state.params, settings)
+        finite &= _is_read(norms)
         said = None if signals is None else reduce_signals(signals)
         new_state, accepted = guard_step(state, proposed, finite, settings.nonfinite_limit, said)
-        metrics = _add_metrics(settings, metrics, result, state.params, accepted)
+        metrics = _add_metrics(settings, metrics, result, norms, state.params, accepted)
         return new_state, metrics, report_of(state, new_state, row_mask, said)
 
     return train_step
@@ -110,6 +112,13 @@ def _with_dtypes(tree: PyTree, like: PyTree) -> PyTree:
     return jax.tree.map(lambda x, y: x if x.dtype == y.dtype else x.astype(y.dtype), tree, like)
 
 
+def _is_read(norms: list[jax.Array]) -> jax.Array | bool:
+    # Always true, which XLA does not know: what writes new parameters waits for the norms of the
+    # old ones, which would otherwise be copied for them.
+    values = jnp.asarray(norms, jnp.float32)
+    return jnp.all((values >= 0) | jnp.isnan(values))
+
+
 def _norm_names(params: PyTree, settings: StepSettings) -> list[str]:
     paths = list(flatten_with_paths(params))
     names = ["grad_norm"] if settings.log_grad_norm else []
@@ -119,8 +128,10 @@ def _norm_names(params: PyTree, settings: StepSettings) -> list[str]:
     return names
 
 
-def _norm_values(grads: PyTree, params: PyTree, settings: StepSettings) -> list[jax.Array]:
-    values = [global_norm(grads)] if settings.log_grad_norm else []
+def _norm_values(
+    norm: jax.Array, grads: PyTree, params: PyTree, settings: StepSettings
+) -> list[jax.Array]:
+    values = [norm] if settings.log_grad_norm else []
     values += [global_norm(params)] if settings.log_param_norm else []
     values += list(norms_per_param(grads).values()) if settings.log_grad_norm_per_param else []
     values += list(norms_per_param(params).values()) if settings.log_param_norm_per_param else []
@@ -131,12 +142,13 @@ def _add_metrics(
     settings: StepSettings,
     window: DeviceMetrics | None,
     result: BatchGradient,
-    params: Any,
+    norms: list[jax.Array],
+    params: PyTree,
     accepted: jax.Array,
 ) -> DeviceMetrics:
     if window is None:
         window = DeviceMetrics.zeros(train_layout(result.terms.layout, params, settings))
-    norms = jnp.asarray(_norm_values(result.grads, params, settings), jnp.float32)
-    sums = jnp.concatenate([result.terms.sums, norms])
-    counts = jnp.concatenate([result.terms.counts, jnp.ones_like(norms)])
+    measured = jnp.asarray(norms, jnp.float32)
+    sums = jnp.concatenate([result.terms.sums, measured])
+    counts = jnp.concatenate([result.terms.counts, jnp.ones_like(measured)])
     return accumulate(window, sums, counts, accepted)

@@ -167,15 +167,15 @@ def _reset_guard(trainer: TrainerView) -> None:
     The step that halted it was not taken and will come again: it is no skipped one.
     """
     guard, limit = trainer.state.guard, trainer.nonfinite_limit
-    counters = (trainer.state.step, guard.skipped, guard.consecutive, guard.first)
-    report = StepReport(*(int(count) for count in jax.device_get(counters)))
+    step, counts = jax.device_get((trainer.state.step, guard.counts))
+    report = StepReport(int(step), *counts.tolist())
     halted = report.halted or (limit is not None and report.consecutive >= limit)
-    if halted or int(jax.device_get(guard.ended)):
+    if halted or report.ended:
         skipped = report.step - report.updates
         row = (0, 0) if halted else (report.consecutive, report.first)
-        values = (np.full((), value, np.int32) for value in (skipped, *row, 0))
-        leaves = [put_global(value, guard.skipped.sharding) for value in values]
-        trainer.state = trainer.state.replace(guard=GuardState(*leaves))
+        counts = np.array((skipped, *row, 0), np.int32)
+        guard = GuardState(put_global(counts, guard.counts.sharding))
+        trainer.state = trainer.state.replace(guard=guard)
         trainer.progress.skipped = skipped
 
 
