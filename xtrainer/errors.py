@@ -41,6 +41,10 @@ class LossError(XTrainerError, ValueError):
     """A loss function that returned something other than the documented forms."""
 
 
+class StepError(XTrainerError, ValueError):
+    """Arguments that a compiled step cannot take."""
+
+
 class LoaderError(XTrainerError, ValueError):
     """A loader that is empty, exhausted or cannot be positioned."""
 

@@ -175,9 +175,7 @@ def test_state_and_window_are_donated_and_keep_their_layout(train: Parts) -> Non
 
 def test_all_bytes_of_the_state_are_reused(train: Parts) -> None:
     state, window, batch = train.state(), train.executor.new_window(), train.batch()
-    train.executor(train.state(), batch, train.executor.new_window())
-    step = train.executor._compiled[ROWS]
-    memory = step.lower(state, batch.data, batch.row_mask, window).compile().memory_analysis()
+    memory = train.executor.lower(state, batch.data).compile().memory_analysis()
     data = [
         jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
         for x in leaves((state, window))

@@ -98,6 +98,19 @@ class Callback(Hooks):
         overridden = type(self).on_training_step is not Hooks.on_training_step
         return max(self.config.every_n_steps, 1) if overridden else None
 
+    def next_step(self, step: int) -> int | None:
+        """Returns the next step after one at which ``on_training_step`` is called; None: never.
+
+        Steps up to it may be dispatched in one call, see ``TrainerConfig.steps_per_dispatch``.
+        """
+        interval = self.step_interval()
+        return None if interval is None else step - step % interval + interval
+
+    @property
+    def account(self) -> tuple[str, str]:
+        """What the time of this callback is counted for, and its name there."""
+        return "callbacks", type(self).__name__
+
     def is_due(self, hook: str, args: Sequence[Any]) -> bool:
         """Says whether a hook is to be called now."""
         config, progress = self.config, self.trainer.progress

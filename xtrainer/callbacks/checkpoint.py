@@ -115,6 +115,11 @@ class ModelCheckpoint(Callback):
         """Returns every how many steps to save; None: not by steps."""
         return self.config.every_n_steps if self.config.every_n_steps > 0 else None
 
+    @property
+    def account(self) -> tuple[str, str]:
+        """See the base class; checkpoints have an account of their own."""
+        return "checkpoint", type(self).__name__
+
     def is_due(self, hook: str, args: Sequence[Any]) -> bool:
         """Says whether a hook is to be called now; all validations within an epoch are due."""
         within_epoch = self.trainer.progress.step_in_epoch > 0

@@ -50,34 +50,37 @@ class JaxProfiler(Callback):
     ) -> None:
         super().__init__(config, trainer, data_module)
         self.folder = self.own_folder(config.log_path, "profile")
-        self._steps = 0
+        self._first = 0  # the step that this run began behind
         self._tracing = False
 
     def on_training_start(self) -> None:
         """Begins the count of steps."""
-        self._steps = 0
-        self._switch()
+        self._first = self.trainer.progress.step
+        self._switch(self._first)
 
     def on_training_step(self, step_metrics: HostMetrics, epoch_idx: int, step_idx: int) -> None:
         """Starts or stops the trace between two steps."""
-        self._steps += 1
-        self._switch()
+        self._switch(step_idx)
 
-    def step_interval(self) -> int | None:
-        """Returns 1: every step is counted, whatever ``every_n_steps`` says."""
-        return 1
+    def next_step(self, step: int) -> int | None:
+        """Returns the next of the two steps that begin and end the trace."""
+        return min((mark for mark in self._marks() if mark > step), default=None)
 
     def finalize(self, status: str) -> None:
         """Ends a trace that the end of the run has cut short."""
         self._stop()
 
-    def _switch(self) -> None:
-        first = self.config.profile_first_step
-        if self._steps == first - 1:
+    def _marks(self) -> tuple[int, int]:
+        before = self._first + self.config.profile_first_step - 1
+        return before, before + self.config.profile_n_steps
+
+    def _switch(self, step: int) -> None:
+        start, end = self._marks()
+        if step == start:
             jax.block_until_ready(self.trainer.state)
             jax.profiler.start_trace(str(self.folder))
             self._tracing = True
-        elif self._steps == first - 1 + self.config.profile_n_steps:
+        elif step == end:
             self._stop()
 
     def _stop(self) -> None:

@@ -1,5 +1,6 @@
 """How far is it? A bar over the steps of training."""
 
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +9,8 @@ from tqdm.auto import tqdm
 from xtrainer.callbacks.base import Callback, CallbackConfig
 from xtrainer.callbacks.view import CallbackTrainer
 from xtrainer.types import HostMetrics
+
+_SHORTEST_S = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,10 +28,14 @@ class ProgressBarConfig(CallbackConfig):
 
 
 class ProgressBar(Callback):
-    """See :class:`ProgressBarConfig`; nothing is drawn where there is no terminal."""
+    """See :class:`ProgressBarConfig`; nothing is drawn where there is no terminal.
+
+    A thread draws every so often what the run's progress says by then: a step costs nothing.
+    """
 
     config: ProgressBarConfig
     bar: Any = None
+    _thread: threading.Thread | None = None
 
     def on_training_start(self) -> None:
         """Draws the bar."""
@@ -37,24 +44,35 @@ class ProgressBar(Callback):
             initial=self.trainer.progress.step,
             desc="train",
             unit="step",
-            mininterval=self.config.min_interval_s,
+            mininterval=0,  # the thread waits between drawings
             disable=None,  # on a terminal only
         )
-
-    def on_training_step(self, step_metrics: HostMetrics, epoch_idx: int, step_idx: int) -> None:
-        """Moves the bar; tqdm draws on its own timer."""
-        self.bar.update(step_idx - self.bar.n)
+        if not self.bar.disable:
+            self._ended = threading.Event()
+            self._thread = threading.Thread(target=self._draw, name="progress-bar", daemon=True)
+            self._thread.start()
 
     def on_training_log(self, train_metrics: HostMetrics, step_idx: int) -> None:
-        """Shows the newest loss."""
+        """Keeps the newest loss for the next drawing."""
         loss = train_metrics.get("loss_mean", train_metrics.get("loss"))
-        if loss is not None:
-            self.bar.set_postfix(
-                loss=f"{loss:.4g}", epoch=self.trainer.progress.epoch, refresh=False
-            )
+        if loss is not None and self._thread is not None:
+            epoch = self.trainer.progress.epoch
+            self.bar.set_postfix(loss=f"{loss:.4g}", epoch=epoch, refresh=False)
 
     def finalize(self, status: str) -> None:
         """Leaves the bar as it stands."""
+        if self._thread is not None:
+            self._ended.set()
+            self._thread.join()
+            self._thread = None
         if self.bar is not None:
+            self._move()
             self.bar.close()
             self.bar = None
+
+    def _draw(self) -> None:
+        while not self._ended.wait(max(self.config.min_interval_s, _SHORTEST_S)):
+            self._move()
+
+    def _move(self) -> None:
+        self.bar.update(self.trainer.progress.step - self.bar.n)

@@ -5,14 +5,19 @@ Synopsis:
     results = run_training(trainer, loaders, plan)
 """
 
+from xtrainer.loop.agenda import Agenda, every
 from xtrainer.loop.evaluate import evaluate_loader, run_evaluation
+from xtrainer.loop.feed import no_batch
+from xtrainer.loop.ledger import Ledger
 from xtrainer.loop.plan import Plan, make_plan
 from xtrainer.loop.stop import StopReason
 from xtrainer.loop.together import agree_on_first_batch
-from xtrainer.loop.train import Loaders, no_batch, run_training
+from xtrainer.loop.train import Loaders, run_training
 from xtrainer.loop.view import LoopTrainer, StepHook
 
 __all__ = [
+    "Agenda",
+    "Ledger",
     "LoopTrainer",
     "Loaders",
     "Plan",
@@ -20,6 +25,7 @@ __all__ = [
     "StopReason",
     "agree_on_first_batch",
     "evaluate_loader",
+    "every",
     "make_plan",
     "no_batch",
     "run_evaluation",

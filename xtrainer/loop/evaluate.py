@@ -76,23 +76,25 @@ def evaluate_loader(
         agree_on_first_batch(source, prepare)
     window = executor.new_window()
     waiting: deque[jax.Array] = deque()
-    batches = 0
+    batches, limit, compiled = 0, trainer.max_steps_in_flight, executor.programs.compile_s
+    several, state = together.several, trainer.state
     with (
         transfer_guard(trainer),
-        contextlib.closing(_batches(source, prepare, together)) as feed,
+        contextlib.closing(_batches(source, prepare, together, trainer)) as feed,
     ):
         bar = trainer.tracker(feed, desc=title, total=source.length, leave=False)
         for batch, last in bar:
-            bits = together.bits(stop=False, last=last)
-            window, ticket = executor(trainer.state, batch, window, bits)
+            bits = together.bits(stop=False, last=last) if several else 0
+            window, ticket = executor(state, batch, window, bits)
             waiting.append(ticket)
             batches += 1
-            if len(waiting) > trainer.max_steps_in_flight:
+            if len(waiting) > limit:
                 # Read equally late everywhere, so that all leave after the same batch.
-                if fetch_said(waiting.popleft(), together.several)[0] & FAIL:
+                if fetch_said(waiting.popleft(), several)[0] & FAIL:
                     raise_evaluation_failure(together.error, source.name)
-            if last and fetch_said(ticket, together.several)[1] & LAST:
+            if last and fetch_said(ticket, several)[1] & LAST:
                 break
+    trainer.ledger.move("validation", "compile", executor.programs.compile_s - compiled)
     if not batches:
         raise LoaderError(
             f"The {source.name!r} loader gave no batch to evaluate. An evaluation of nothing has "
@@ -102,17 +104,21 @@ def evaluate_loader(
 
 
 def _batches(
-    source: LoaderSource, prepare: Preparer, together: Together
+    source: LoaderSource, prepare: Preparer, together: Together, trainer: LoopTrainer
 ) -> Generator[tuple[PlacedBatch, bool], None, None]:
     """Gives the batches of a pass, each with whether this process has none after it.
 
     Where other processes may have more, batches of padding follow without end.
     """
     try:
-        with contextlib.closing(Prefetcher(source, prepare)) as ahead:
-            for batch, position in ahead:
-                at_end = source.length is None or position.batches >= source.length
-                yield batch, together.several and at_end and ahead.ended()
+        with contextlib.closing(Prefetcher(source, prepare, None)) as ahead:
+            if not together.several:
+                yield from ((batch, False) for batch, _ in ahead)
+            else:
+                for batch, position in ahead:
+                    at_end = source.length is None or position.batches >= source.length
+                    yield batch, at_end and ahead.ended()
+        trainer.ledger.move("validation", "data_wait", ahead.waited_s)
     except Exception as error:
         together.fail(error)
     while together.several:
@@ -120,5 +126,14 @@ def _batches(
 
 
 def transfer_guard(trainer: LoopTrainer) -> Any:
-    """Returns a context in which an implicit transfer is an error, where the trainer guards."""
-    return jax.transfer_guard("disallow") if trainer.guards_transfers else contextlib.nullcontext()
+    """Returns a context in which an implicit transfer is an error, where the trainer guards.
+
+    On a CPU small host batches go straight into the compiled step, which is no transfer there.
+    """
+    if not trainer.guards_transfers:
+        return contextlib.nullcontext()
+    context = contextlib.ExitStack()
+    context.enter_context(jax.transfer_guard("disallow"))
+    if trainer.feeds_host_batches:
+        context.enter_context(jax.transfer_guard_host_to_device("allow"))
+    return context

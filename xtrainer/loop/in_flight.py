@@ -1,11 +1,13 @@
-"""How far may the host run ahead? A bounded queue of steps whose reports are not read yet."""
+"""How far may the host run ahead? A bounded queue of dispatches whose reports are not read yet."""
 
 from collections import deque
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 
 from xtrainer.data import LoaderPosition
+from xtrainer.metrics import to_host
 from xtrainer.state import Progress
 from xtrainer.step import StepReport
 
@@ -31,40 +33,60 @@ class Moment(NamedTuple):
 
 
 class InFlight:
-    """Steps that were dispatched and whose reports were not read yet.
+    """Dispatches that were made and whose reports were not read yet.
 
-    Reading a report waits for its step; with at most ``limit`` steps outstanding the host stays
-    busy and the device's queue stays short. Unbounded queues abort multi-device CPU runs.
+    Reading a report waits for its steps; with at most ``limit`` dispatches outstanding the host
+    stays busy and the device's queue stays short. Unbounded queues abort multi-device CPU runs.
 
     Args:
-        limit: Steps that may be outstanding.
+        limit: Dispatches that may be outstanding.
         skipped: Steps that were refused before.
         examples: Rows that were trained on before.
+        steps: Steps of a dispatch, at most.
 
     Attributes:
-        newest: The newest report that was read.
-        examples: Rows that were trained on up to it.
+        examples: Rows that were trained on up to the newest step that was read.
+        trouble: Whether that step was refused, or the run has ended with it.
     """
 
-    def __init__(self, limit: int, skipped: int = 0, examples: int = 0) -> None:
-        self._limit = limit
+    def __init__(self, limit: int, skipped: int = 0, examples: int = 0, steps: int = 1) -> None:
         self.examples = examples
+        self.trouble = False
+        self._limit = limit
         self._waiting: deque[jax.Array] = deque()
-        self._moments: deque[Moment] = deque(maxlen=limit + 2)
-        self.newest = StepReport(0, skipped, 0, 0)
+        # The positions behind the newest steps, and the moment that their numbers count from.
+        self._positions: deque[LoaderPosition] = deque(maxlen=(limit + 2) * steps)
+        self._start: Moment | None = None
+        self._dispatched = 0
+        self._newest = [0, skipped, 0, 0, 0, 0, 0]
+
+    @property
+    def newest(self) -> StepReport:
+        """The newest report that was read."""
+        return StepReport(*self._newest)
 
     def start(self, moment: Moment) -> None:
         """Begins at a moment at which nothing is outstanding."""
-        self._moments.clear()
-        self._moments.append(moment)
+        self._positions.clear()
+        self._start = moment
+        self._dispatched = moment.step
 
-    def push(self, report: jax.Array, moment: Moment) -> StepReport:
-        """Adds a dispatched step and returns the newest report that had to be read."""
+    def push(self, report: jax.Array, positions: Sequence[LoaderPosition]) -> bool:
+        """Adds a dispatch, and reads the oldest where too many are outstanding.
+
+        Args:
+            report: int32 ``(7,)``, or ``(steps, 7)`` of several steps.
+            positions: Of the loader behind each of the steps.
+
+        Returns:
+            Whether the newest step that was read was refused, or the run has ended with it.
+        """
         self._waiting.append(report)
-        self._moments.append(moment)
-        while len(self._waiting) > self._limit:
+        self._positions.extend(positions)
+        self._dispatched += len(positions)
+        if len(self._waiting) > self._limit:
             self._read()
-        return self.newest
+        return self.trouble
 
     def drain(self) -> StepReport:
         """Waits for all steps and returns the report of the last."""
@@ -76,10 +98,18 @@ class InFlight:
         """Waits for all steps and returns the report of the last, without counting it as read."""
         return StepReport.fetch(self._waiting[-1]) if self._waiting else self.newest
 
-    def _read(self) -> None:
-        self.newest = StepReport.fetch(self._waiting.popleft())
-        self.examples += self.newest.examples
-
     def moment(self, step: int) -> Moment:
         """Returns the moment after a step, for one of the newest steps."""
-        return next(moment for moment in reversed(self._moments) if moment.step == step)
+        start = self._start
+        if start is None or step == start.step:
+            return start or Moment(step, 0, step, LoaderPosition())
+        position = self._positions[step - self._dispatched - 1]
+        in_epoch = start.step_in_epoch + step - start.step
+        return Moment(step, start.epochs_done, in_epoch, position)
+
+    def _read(self) -> None:
+        report = to_host(self._waiting.popleft()).tolist()
+        rows = report if isinstance(report[0], list) else [report]
+        self._newest = newest = rows[-1]
+        self.examples += sum([row[6] for row in rows])
+        self.trouble = newest[2] > 0 or newest[4] > 0

@@ -4,23 +4,22 @@ import contextlib
 import functools
 import logging
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 
-from xtrainer.data import LoaderPosition, LoaderSource, Prefetcher
-from xtrainer.errors import LoaderError
+from xtrainer.data import LoaderPosition, LoaderSource
 from xtrainer.loop.evaluate import Sources, run_evaluation, transfer_guard
+from xtrainer.loop.feed import Feed, Item
 from xtrainer.loop.in_flight import InFlight, Moment
 from xtrainer.loop.plan import Plan
 from xtrainer.loop.stop import StopReason
 from xtrainer.loop.together import Together
 from xtrainer.loop.view import LoopTrainer
 from xtrainer.loop.windows import MetricWindows
-from xtrainer.state import Progress
-from xtrainer.step import PlacedBatch, StepReport
+from xtrainer.step import StepReport
 from xtrainer.types import HostMetrics
 
 _LOG = logging.getLogger(__name__)
@@ -70,24 +69,6 @@ def run_training(trainer: LoopTrainer, loaders: Loaders, plan: Plan) -> Results:
     return run.results
 
 
-def no_batch(source: LoaderSource, progress: Progress) -> LoaderError:
-    """Returns the error of a training loader that gives nothing where a batch is needed."""
-    return LoaderError(
-        f"The {source.name!r} loader gave no batch after step {progress.step}, in epoch "
-        f"{progress.epochs_done + 1}. It is empty, or an iterator that has ended: pass data, a "
-        "loader that can be iterated again, or ask for fewer epochs or steps."
-    )
-
-
-def ended_early(source: LoaderSource) -> LoaderError:
-    """Returns the error of a loader with fewer batches than its length promises."""
-    return LoaderError(
-        f"The {source.name!r} loader ended after {source.position.batches} batches, expected "
-        f"{source.length} by its len(). With several processes the others rely on it; make "
-        "__len__ right, or leave it out."
-    )
-
-
 class _Run:
     """What the loop keeps between steps."""
 
@@ -96,13 +77,17 @@ class _Run:
         self.results: Results = {}
         self.newest_row: HostMetrics = {}
         self.executor = trainer.train_executor()
-        self.windows = MetricWindows(self.executor.new_window, plan.log_every_n_steps, self.log_row)
         done = trainer.progress
-        self.in_flight = InFlight(trainer.max_steps_in_flight, done.skipped, done.examples)
+        self.windows = MetricWindows(self.executor.new_window, self.log_row, done.step)
         self.together = Together()
         self.step_hooks = trainer.step_hooks()
+        self.agenda = trainer.agenda(plan, loaders.train.length)
+        steps = max(self.agenda.sizes, default=1)
+        limit = trainer.max_steps_in_flight
+        self.in_flight = InFlight(limit, done.skipped, done.examples, steps)
+        self.feed = Feed(trainer, loaders.train, plan, self.together, self.in_flight.peek)
+        self.next_event = self.agenda.next_after(done.step)
         self.validated: tuple[int, HostMetrics] | None = None
-        self.epoch_is_full = False
         self.over = False  # steps that were dispatched were not taken: nothing comes after them
         self.rewind_to: LoaderPosition | None = None
 
@@ -110,31 +95,47 @@ class _Run:
         """Trains one epoch, or the rest of one that was begun."""
         trainer, progress = self.trainer, self.trainer.progress
         epoch, start = progress.epochs_done + 1, time.perf_counter()
-        self.epoch_is_full = False
+        self.feed.epoch_is_full = False
         self.in_flight.start(Moment.of(progress, self.loaders.train.position))
         trainer.notify("on_training_epoch_start", epoch)
-        with transfer_guard(trainer), contextlib.closing(self.batches()) as batches:
-            for batch, position, last in batches:
-                self.step(batch, position, epoch, last)
-                if trainer.stop_reason is not None:
-                    break
-        if not self.settle():
+        compiled = self.executor.programs.compile_s
+        with transfer_guard(trainer), trainer.ledger.spent("step"):
+            self.steps(epoch)
+            settled = self.settle()
+        waited = self.executor.programs.compile_s - compiled
+        trainer.ledger.move("step", "compile", waited)
+        if not settled:
             self.rewind()
             return
-        full = self.epoch_is_full or self.plan.epoch_is_full(progress) or self.pass_is_over()
-        self.epoch_is_full = full
+        full = self.feed.epoch_is_full or self.plan.epoch_is_full(progress) or self.pass_is_over()
+        self.feed.epoch_is_full = full
         if full or (trainer.stop_reason is None and self.plan.done(progress)):
             self.end_epoch(epoch, start)
+
+    def steps(self, epoch: int) -> None:
+        """Takes the steps of an epoch, and what is due between them."""
+        trainer = self.trainer
+        with contextlib.closing(self.feed.items()) as items:
+            if self.agenda.sizes == (1,):
+                groups = ([item] for item in items if item is not None)
+            else:
+                size = lambda left: self.agenda.size(trainer.progress.step, left)  # noqa: E731
+                groups = self.feed.groups(items, size)
+            for group in groups:
+                self.dispatch(group, epoch)
+                if trainer.stop_reason is not None:
+                    break
 
     def end_epoch(self, epoch: int, start: float) -> None:
         """Closes an epoch; one cut short by the end of the run stays open for a longer run."""
         trainer, progress = self.trainer, self.trainer.progress
-        if self.epoch_is_full:
+        if self.feed.epoch_is_full:
             progress.epochs_done, progress.step_in_epoch = epoch, 0
         metrics = trainer.get_metric_postprocess_fn()(self.windows.end_epoch())
         metrics["epoch_time_s"] = time.perf_counter() - start
         trainer.notify("on_training_epoch_end", metrics, epoch)
-        trainer.logger.log_metrics(metrics, progress.step, "train_epoch", epoch)
+        with trainer.ledger.spent("logging"):
+            trainer.logger.log_metrics(metrics, progress.step, "train_epoch", epoch)
         if self.plan.validates_after_epoch(epoch):
             self.validate(f"val_epoch_{epoch}", epoch)
 
@@ -146,90 +147,57 @@ class _Run:
         at_end = not source.is_one_shot and source.position.batches == source.length
         return self.together.agree("end of a pass", at_end)
 
-    def batches(self) -> Generator[tuple[PlacedBatch, LoaderPosition, bool], None, None]:
-        """Gives the batches of an epoch; never reads more than the epoch can take.
-
-        The third value says whether a batch is known to be the last of a pass. When this process
-        has failed, or others go on with their pass, empty batches follow until the run ends.
-        """
-        others_go_on = False
-        try:
-            others_go_on = yield from self.own_batches()
-        except Exception as error:
-            self.together.fail(error)
-            others_go_on = True
-        while others_go_on:  # until a report says that the run has ended
-            empty = self.trainer.prepare_train_batch.empty()
-            yield empty, self.loaders.train.position, False
-
-    def own_batches(self) -> Generator[tuple[PlacedBatch, LoaderPosition, bool], None, bool]:
-        """Gives this process's batches of an epoch; says whether others are not at their end."""
-        source, progress = self.loaders.train, self.trainer.progress
-        new_pass = False
-        while self.trainer.stop_reason is None:
-            taken = progress.step
-            limit = self.plan.batches_left(progress)
-            last = False
-            with contextlib.closing(
-                Prefetcher(source, self.trainer.prepare_train_batch, limit=limit)
-            ) as ahead:
-                for batch, position in ahead:
-                    last = self.is_last(ahead, position)
-                    yield batch, position, last
-            if last and not self.together.all_ended(self.in_flight.peek()):
-                return True
-            stopped = self.trainer.stop_reason is not None
-            if stopped or self.plan.batches_left(progress) == 0:
-                self.epoch_is_full = self.plan.epoch_is_full(progress)
-                return False
-            if self.together.several and self.plan.passes_end_epochs and progress.step > taken:
-                if not last:
-                    raise ended_early(source)
-            if progress.step_in_epoch > 0 and not self.plan.epoch_continues(progress):
-                self.epoch_is_full = True  # the loader's pass has ended, and the epoch with it
-                return False
-            if new_pass and progress.step == taken:
-                raise no_batch(source, progress)
-            source.new_pass()
-            new_pass = True
-        return False
-
-    def is_last(self, ahead: Prefetcher, position: LoaderPosition) -> bool:
-        """Says whether a batch ends a pass that ends the epoch; asked only where others must know.
-
-        Where the loader's length is not known, this waits until the next batch is read.
-        """
-        if not self.together.several or not self.plan.passes_end_epochs:
-            return False
-        length = self.loaders.train.length
-        return (length is None or position.batches >= length) and ahead.ended()
-
-    def step(self, batch: PlacedBatch, position: LoaderPosition, epoch: int, last: bool) -> None:
-        """Dispatches one step and does what is due after it."""
-        trainer, progress = self.trainer, self.trainer.progress
-        bits = self.together.bits(trainer.stop_wanted is not None, last)
-        trainer.state, self.windows.current, report = self.executor(
-            trainer.state, batch, self.windows.current, bits
-        )
-        progress.step += 1
-        progress.step_in_epoch += 1
-        progress.batch_rows = max(progress.batch_rows, batch.examples)
-        step = progress.step
+    def dispatch(self, group: Sequence[Item], epoch: int) -> None:
+        """Dispatches the steps of a group in one call, and does what is due after them."""
+        trainer, progress, windows = self.trainer, self.trainer.progress, self.windows
+        item = group[0]
+        if len(group) == 1:
+            bits = self.bits(item) if self.together.several else 0
+            trainer.state, windows.current, report = self.executor(
+                trainer.state, item.batch, windows.current, bits
+            )
+        else:
+            batches = [one.batch for one in group]
+            trainer.state, windows.current, report = self.executor.many(
+                trainer.state, batches, windows.current, [self.bits(one) for one in group]
+            )
+        progress.step = windows.step = step = progress.step + len(group)
+        progress.step_in_epoch += len(group)
         trainer.first_step = False
-        self.check(self.in_flight.push(report, Moment.of(progress, position)))
-        if self.over:
-            return
-        self.on_host(self.windows.step_done, step, epoch, report)
+        if item.batch.examples > progress.batch_rows:
+            progress.batch_rows = item.batch.examples
+        if self.in_flight.push(report, [one.position for one in group]):
+            self.check(self.in_flight.newest)
+            if self.over:
+                return
+        if self.next_event is not None and step >= self.next_event:
+            self.events(step, epoch, report)
+
+    def bits(self, item: Item) -> int:
+        """Returns what this process says to the others with a batch."""
+        return self.together.bits(self.trainer.stop_wanted is not None, item.last)
+
+    def events(self, step: int, epoch: int, report: jax.Array) -> None:
+        """Does what is due after a step: a row, a validation, hooks."""
+        self.next_event = self.agenda.next_after(step)
+        self.count_read_steps(self.in_flight.newest)
+        if step % self.plan.log_every_n_steps == 0:
+            self.on_host(self.windows.cut, epoch, report)
         if self.plan.validates_after_step(step) and self.settle():
             self.validate(f"val_step_{step}", epoch)
         for hook in self.step_hooks:
-            if hook.every <= 1 or step % hook.every == 0:
+            if hook.next_step(step - 1) == step:
                 if hook.settled and not self.settle():
                     return
                 call = functools.partial(hook.call, self.newest_row, epoch, step)
-                with _free_transfers(trainer):
+                with _free_transfers(self.trainer), self.trainer.ledger.spent(*hook.account):
                     # Where the state is settled all processes may be waiting for each other.
                     call() if hook.settled else self.on_host(call)
+
+    def count_read_steps(self, report: StepReport) -> None:
+        """Brings the counts of progress up to the newest step that was read."""
+        self.trainer.progress.skipped = report.skipped
+        self.trainer.progress.examples = self.in_flight.examples
 
     def on_host(self, call: Callable[..., None], *args: Any) -> None:
         """Calls what concerns this process alone; of its error the others are told."""
@@ -241,8 +209,7 @@ class _Run:
     def check(self, report: StepReport) -> None:
         """Ends the run where steps are taken no more: by the guard, or as processes have said."""
         trainer, limit = self.trainer, self.trainer.nonfinite_limit
-        trainer.progress.skipped = report.skipped
-        trainer.progress.examples = self.in_flight.examples
+        self.count_read_steps(report)
         halted = limit is not None and report.consecutive >= limit
         if self.over or not (halted or report.ended):
             return
@@ -296,13 +263,14 @@ class _Run:
             return
         self.windows.flush()
         start = time.perf_counter()
-        with _free_transfers(trainer):
+        with _free_transfers(trainer), trainer.ledger.spent("validation"):
             trainer.notify("on_validation_epoch_start", epoch, step)
             metrics = run_evaluation(trainer, self.loaders.val, "val", epoch)
             progress.validations += 1
             trainer.notify("on_validation_epoch_end", metrics, epoch, step)
             row = {**metrics, "time_s": time.perf_counter() - start}
-            trainer.logger.log_metrics(row, step, "val", epoch)
+            with trainer.ledger.spent("logging"):
+                trainer.logger.log_metrics(row, step, "val", epoch)
         self.validated = (step, metrics)
         self.results[key] = metrics
 
@@ -312,7 +280,7 @@ class _Run:
         metrics = trainer.get_metric_postprocess_fn()(metrics)
         if last.updates < last.step:
             metrics["skipped_steps"] = float(last.step - last.updates)
-        with _free_transfers(trainer):
+        with _free_transfers(trainer), trainer.ledger.spent("logging"):
             trainer.notify("on_training_log", metrics, last.step)
             trainer.logger.log_metrics(metrics, last.step, "train", epoch)
         self.newest_row = metrics

@@ -5,6 +5,9 @@ from typing import Any, NamedTuple, Protocol
 
 from xtrainer.data import LoaderSource
 from xtrainer.loggers import LoggerTool
+from xtrainer.loop.agenda import Agenda, NextStep
+from xtrainer.loop.ledger import Ledger
+from xtrainer.loop.plan import Plan
 from xtrainer.loop.stop import StopReason
 from xtrainer.metrics import DeviceMetrics
 from xtrainer.state import Progress, TrainState
@@ -16,14 +19,16 @@ class StepHook(NamedTuple):
     """An ``on_training_step`` that does something.
 
     Attributes:
-        every: Steps between calls.
+        next_step: From a step to the next one after it at which it is called; None: never again.
         call: Called with (newest row, epoch, step).
         settled: Whether the step must be known to be finite first.
+        account: What its time is counted for, see :meth:`Ledger.spent`.
     """
 
-    every: int
+    next_step: NextStep
     call: Callable[[HostMetrics, int, int], None]
     settled: bool
+    account: tuple[str, str] = ("callbacks", "on_training_step")
 
 
 class Preparer(Protocol):
@@ -50,6 +55,7 @@ class LoopTrainer(Protocol):
     stop_reason: StopReason | None
     stop_wanted: tuple[StopReason, str] | None
     first_step: bool
+    ledger: Ledger
 
     @property
     def logger(self) -> LoggerTool:
@@ -71,6 +77,11 @@ class LoopTrainer(Protocol):
         """Whether an implicit transfer in the loop is an error."""
         ...
 
+    @property
+    def feeds_host_batches(self) -> bool:
+        """Whether small host batches go into the compiled step as they are."""
+        ...
+
     def train_executor(self) -> TrainExecutor:
         """Returns the compiled training step."""
         ...
@@ -90,6 +101,10 @@ class LoopTrainer(Protocol):
 
     def step_hooks(self) -> Sequence[StepHook]:
         """Returns the ``on_training_step`` hooks that do something."""
+        ...
+
+    def agenda(self, plan: Plan, train_length: int | None) -> Agenda:
+        """Returns when something else than a step is due, and the sizes of dispatches."""
         ...
 
     def end_run(self, reason: StopReason, detail: str = ...) -> None:

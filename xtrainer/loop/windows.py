@@ -12,43 +12,49 @@ Emit = Callable[[HostMetrics, StepReport, int], None]
 
 
 class MetricWindows:
-    """The metrics of training steps, in windows of ``every`` steps.
+    """The metrics of training steps, in windows.
 
-    A full window is copied to the host while the next one is computed and is given to ``emit`` when
-    that one is full, or at a flush; so a row never waits for the device.
+    A window that is cut is copied to the host while the next one is computed and is given to
+    ``emit`` when that one is cut, or at a flush; so a row never waits for the device.
 
     Args:
         new_window: Returns an empty window on the devices.
-        every: Steps per window; a row is due when it divides the step.
         emit: Called with (metrics, report of the row's last step, epoch) for each row.
+
+    Attributes:
+        current: The metrics of the steps since the last cut or flush.
+        step: The number of the newest step in it; set by whoever replaces ``current``.
     """
 
-    def __init__(self, new_window: Callable[[], DeviceMetrics], every: int, emit: Emit) -> None:
+    def __init__(self, new_window: Callable[[], DeviceMetrics], emit: Emit, step: int = 0) -> None:
         self.current = new_window()
+        self.step = step
         self._new_window = new_window
-        self._every = every
         self._emit = emit
         self._pending: tuple[DeviceMetrics, jax.Array, int] | None = None
         self._open: HostWindow | None = None  # steps since the last row that are on the host
         self._epoch: HostWindow | None = None
-        self._fresh = True  # nothing was added to ``current``
-        self.unlogged_steps = 0
+        self._begun = step  # the step that ``current`` begins after
+        self._cut = step  # the last step of the last row
 
-    def step_done(self, step: int, epoch: int, report: jax.Array) -> None:
-        """Records that ``current`` now holds the metrics of ``step``, which ended as reported."""
-        self._fresh = False
-        self.unlogged_steps += 1
-        if step % self._every == 0:
-            self._emit_pending()
-            jax.tree.map(lambda x: x.copy_to_host_async(), self.current)
-            self._pending = (self.current, report, epoch)
-            self._renew()
-            self.unlogged_steps = 0
+    def cut(self, epoch: int, report: jax.Array) -> None:
+        """Ends a row with the newest step, which ended as reported, and gives out the one before.
+
+        Args:
+            epoch: Of the row.
+            report: int32 ``(7,)``, or ``(steps, 7)`` with the newest step last.
+        """
+        self._emit_pending()
+        self.current.packed.copy_to_host_async()
+        report.copy_to_host_async()
+        self._pending = (self.current, report, epoch)
+        self._renew()
+        self._cut = self.step
 
     def flush(self) -> None:
         """Gives out the row that is due and fetches what is gathered so far."""
         self._emit_pending()
-        if not self._fresh:
+        if self._begun != self.step:
             part = HostWindow.fetch(self.current)
             self._open = part if self._open is None else self._open.merge(part)
             self._epoch = part if self._epoch is None else self._epoch.merge(part)
@@ -63,13 +69,13 @@ class MetricWindows:
     def close(self, newest: StepReport, epoch: int) -> None:
         """Gives out every row, also the last one of fewer steps, which ends with ``newest``."""
         self.flush()
-        if self._open is not None and self.unlogged_steps:
+        if self._open is not None and self._cut != self.step:
             self._emit_row(self._open, newest, epoch)
-        self._open, self.unlogged_steps = None, 0
+        self._open, self._cut = None, self.step
 
     def _renew(self) -> None:
         self.current = self._new_window()
-        self._fresh = True
+        self._begun = self.step
 
     def _emit_pending(self) -> None:
         if self._pending is None:

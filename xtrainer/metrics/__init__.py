@@ -8,7 +8,7 @@ Synopsis:
 """
 
 from xtrainer.metrics.accumulate import LOG_MODES, DeviceMetrics, MetricLayout, accumulate
-from xtrainer.metrics.host import HostWindow, finish
+from xtrainer.metrics.host import HostWindow, finish, to_host
 from xtrainer.metrics.norms import global_norm, norms_per_param
 from xtrainer.metrics.summary import parameter_table
 
@@ -22,4 +22,5 @@ __all__ = [
     "global_norm",
     "norms_per_param",
     "parameter_table",
+    "to_host",
 ]

@@ -6,8 +6,9 @@ Synopsis:
 """
 
 from xtrainer.step.apply import BoundApply
-from xtrainer.step.compile import EvalExecutor, PlacedBatch, TrainExecutor
+from xtrainer.step.compile import EvalExecutor, TrainExecutor
 from xtrainer.step.evaluate import make_eval_step
+from xtrainer.step.executor import PlacedBatch
 from xtrainer.step.guard import StepReport
 from xtrainer.step.loss import LossTerms, describe_loss
 from xtrainer.step.precision import PrecisionConfig, cast_floating

@@ -1,8 +1,7 @@
 """How is a step compiled? Donated, with explicit shardings, once for each shape of batch."""
 
 import dataclasses
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -10,76 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from xtrainer.metrics import DeviceMetrics, MetricLayout
-from xtrainer.parallel import BatchLayout, replicate
+from xtrainer.parallel import BatchLayout
 from xtrainer.state import TrainState
+from xtrainer.step.executor import Executor, PlacedBatch, Program, program_key
+from xtrainer.step.programs import CompileFn
 from xtrainer.step.settings import StepSettings
-from xtrainer.step.signals import SignalPlacer, reduce_signals
-from xtrainer.types import BatchLike
+from xtrainer.step.signals import reduce_signals
+from xtrainer.types import BatchLike, PyTree
 
 
-@dataclass(frozen=True)
-class PlacedBatch:
-    """A batch on the devices.
-
-    Attributes:
-        data: The user's pytree of global arrays.
-        row_mask: bool ``(rows,)``, False for padding.
-        rows: Rows including padding, those of all processes.
-        examples: Rows without padding; of several processes, as if all had given as many as this.
-    """
-
-    data: BatchLike
-    row_mask: jax.Array
-    rows: int
-    examples: int
-
-
-class _Executor:
-    """What the two executors share: the layout, and new windows."""
-
-    def __init__(
-        self, metric_layout: MetricLayout, state_shardings: Any, layout: BatchLayout, debug: bool
-    ) -> None:
-        self._state_shardings = state_shardings
-        self._layout = layout
-        self._debug = debug
-        self._signals = SignalPlacer(layout.mesh) if jax.process_count() > 1 else None
-        self._compiled: dict[Any, Callable[..., Any]] = {}
-        with jax.ensure_compile_time_eval():
-            self._zeros = jax.tree.map(np.asarray, DeviceMetrics.zeros(metric_layout))
-
-    def new_window(self) -> DeviceMetrics:
-        """Returns an empty window on the devices."""
-        # A copy: on the CPU a device array may share memory with the host array it came from.
-        return replicate(jax.tree.map(np.copy, self._zeros), self._layout.mesh)
-
-    def _arguments(self, batch: PlacedBatch, window: DeviceMetrics, bits: int) -> tuple[Any, ...]:
-        arguments = (batch.data, batch.row_mask, window)
-        return arguments if self._signals is None else (*arguments, self._signals(bits))
-
-    def _argument_specs(self, data: BatchLike, rows: int) -> tuple[Any, ...]:
-        data = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), data)
-        window = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self._zeros)
-        specs = (data, jax.ShapeDtypeStruct((rows,), bool), window)
-        if self._signals is None:
-            return specs
-        return (*specs, jax.ShapeDtypeStruct((self._layout.mesh.size,), np.int32))
-
-    def _jit(self, function: Callable[..., Any], rows: int, outputs: Any, donate: Any) -> Any:
-        if self._debug:
-            return function
-        batch = self._layout.sharding(rows)
-        inputs = (self._state_shardings, batch, batch, self._layout.replicated)
-        return jax.jit(
-            function,
-            in_shardings=inputs if self._signals is None else (*inputs, self._signals.sharding),
-            out_shardings=outputs,
-            donate_argnums=donate,
-        )
-
-
-class TrainExecutor(_Executor):
+class TrainExecutor(Executor):
     """Runs training steps; state and metrics are donated.
+
+    A call returns the next state, the metrics with this step in them, and the step's report.
 
     Args:
         make_step: From settings to a step function, see :func:`xtrainer.step.make_train_step`.
@@ -89,6 +31,7 @@ class TrainExecutor(_Executor):
         layout: Mesh and batch axes.
         donate_state: Whether the state given to a call may be overwritten.
         debug: Leave the step uncompiled.
+        compile_program: Compiles what was lowered, such as by way of a cache.
     """
 
     def __init__(
@@ -100,49 +43,88 @@ class TrainExecutor(_Executor):
         layout: BatchLayout,
         donate_state: bool = True,
         debug: bool = False,
+        compile_program: CompileFn | None = None,
     ) -> None:
-        super().__init__(metric_layout, state_shardings, layout, debug)
+        super().__init__(
+            "train_step", metric_layout, state_shardings, layout, debug, compile_program
+        )
         self._make_step = make_step
         self._settings = settings
         self._donate = (0, 3) if donate_state else (3,)
         self._keeps_statistics = bool(jax.tree.leaves(state_shardings.mutable_variables))
+        self._masks: dict[tuple[int, ...], jax.Array] = {}
 
-    def __call__(
-        self, state: TrainState, batch: PlacedBatch, window: DeviceMetrics, bits: int = 0
+    def many(
+        self,
+        state: TrainState,
+        batches: Sequence[PlacedBatch],
+        window: DeviceMetrics,
+        bits: Sequence[int],
     ) -> tuple[TrainState, DeviceMetrics, jax.Array]:
-        """Returns the next state, the metrics with this step in them, and the step's report.
-
-        ``bits`` is what this process says to the others, see ``xtrainer.step.signals``.
-        """
-        step = self._compiled.get(batch.rows)
-        if step is None:
-            step = self._compiled[batch.rows] = self._compile(batch.rows)
-        return step(state, *self._arguments(batch, window, bits))
-
-    def lower(self, state: TrainState, data: BatchLike) -> jax.stages.Lowered:
-        """Returns the training step for a batch, lowered and not compiled; nothing is computed.
+        """Takes several steps in one call, by a scan; gives what as many calls would.
 
         Args:
-            state: Arrays or ``jax.ShapeDtypeStruct``s.
-            data: The global batch, or its shapes.
-        """
-        rows = jax.tree.leaves(data)[0].shape[0]
-        return self._compile(rows).lower(state, *self._argument_specs(data, rows))
+            state: The state before them.
+            batches: Of one kind.
+            window: The metrics so far.
+            bits: For each batch, what this process says with it.
 
-    def _compile(self, rows: int) -> Callable[..., Any]:
+        Returns:
+            The state after the last step, the metrics with all of them, and int32 ``(steps, 7)``:
+            the report of each.
+        """
+        steps, rows, kind = len(batches), batches[0].rows, batches[0].kind
+        data = self._stack([batch.data for batch in batches], rows)
+        arguments = {
+            "state": state, "batch": data, "row_mask": self._stack_masks(batches), "metrics": window
+        }  # fmt: skip
+        if self._signals is not None:
+            place = self._stacked(self._signals.sharding, steps)
+            arguments["signals"] = self._signals.stack(tuple(bits), place)
+        program = self._by_kind.get((kind, steps))
+        if program is None:
+            function = self._function(rows, steps)
+            program = self.programs.get(program_key(data, steps), function, arguments)
+            if kind is not None:
+                self._by_kind[kind, steps] = program
+        return program(*arguments.values())
+
+    def _make_function(self, rows: int, steps: int) -> tuple[Program, Any, Any]:
         pieces = micro_batches(rows, self._settings.accumulate_steps, self._keeps_statistics)
         settings = dataclasses.replace(
             self._settings,
             accumulate_steps=pieces,
             accumulate_scan=self._settings.accumulate_scan and not self._debug,  # a scan is traced
         )
-        function = self._make_step(settings)
-        whole = self._layout.replicated
-        return self._jit(function, rows, (self._state_shardings, whole, whole), self._donate)
+        step, whole = self._make_step(settings), self._layout.replicated
+        function = step if steps == 1 else scan_steps(step)
+        return function, (self._state_shardings, whole, whole), self._donate
+
+    def _stack(self, data: Sequence[PyTree], rows: int) -> PyTree:
+        if all(type(leaf) is np.ndarray for leaf in jax.tree.leaves(data[0])):
+            return jax.tree.map(lambda *leaves: np.stack(leaves), *data)
+        return self._stack_placed(data, rows)
+
+    def _stack_masks(self, batches: Sequence[PlacedBatch]) -> jax.Array:
+        key = (batches[0].rows, *(batch.examples for batch in batches))
+        if key not in self._masks:
+            masks = [batch.row_mask for batch in batches]
+            self._masks[key] = self._stack_placed(masks, batches[0].rows)
+        return self._masks[key]
+
+    def _stack_placed(self, data: Sequence[PyTree], rows: int) -> PyTree:
+        key = ("stack", rows)
+        if key not in self._functions:
+            place = self._sharding(rows, len(data))
+            self._functions[key] = jax.jit(_stack_batches, out_shardings=place)
+        return self._functions[key](tuple(data))
 
 
-class EvalExecutor(_Executor):
+class EvalExecutor(Executor):
     """Runs evaluation steps; the metrics are donated, the state is not.
+
+    A call returns the metrics with this batch in them, and an array to wait for this batch by. With
+    several processes it is int32 ``(2,)``: the bits that one and that all have sent.
 
     Args:
         step: See :func:`xtrainer.step.make_eval_step`.
@@ -150,6 +132,7 @@ class EvalExecutor(_Executor):
         state_shardings: A sharding per leaf of the state.
         layout: Mesh and batch axes.
         debug: Leave the step uncompiled.
+        compile_program: Compiles what was lowered, such as by way of a cache.
     """
 
     def __init__(
@@ -159,8 +142,11 @@ class EvalExecutor(_Executor):
         state_shardings: Any,
         layout: BatchLayout,
         debug: bool = False,
+        compile_program: CompileFn | None = None,
     ) -> None:
-        super().__init__(metric_layout, state_shardings, layout, debug)
+        super().__init__(
+            "eval_step", metric_layout, state_shardings, layout, debug, compile_program
+        )
 
         def eval_step(
             state: TrainState,
@@ -172,35 +158,48 @@ class EvalExecutor(_Executor):
             window = step(state, data, row_mask, window)
             # The window is donated to the next call; what is waited for must not be.
             if signals is None:
-                return window, window.packed.sum()
+                return window, window.calls + 0
             return window, jnp.stack(reduce_signals(signals))
 
         self._step = eval_step
 
-    def __call__(
-        self, state: TrainState, batch: PlacedBatch, window: DeviceMetrics, bits: int = 0
-    ) -> tuple[DeviceMetrics, jax.Array]:
-        """Returns the metrics with this batch in them, and an array to wait for this batch by.
+    def _make_function(self, rows: int, steps: int) -> tuple[Program, Any, Any]:
+        return self._step, self._layout.replicated, (3,)
 
-        With several processes it is int32 ``(2,)``: the bits that one and that all have sent.
-        """
-        spread = self._layout.divides(batch.rows)
-        step = self._compiled.get(spread)
-        if step is None:
-            whole = self._layout.replicated
-            step = self._compiled[spread] = self._jit(self._step, batch.rows, whole, (3,))
-        return step(state, *self._arguments(batch, window, bits))
 
-    def lower(self, state: TrainState, data: BatchLike) -> jax.stages.Lowered:
-        """Returns the evaluation step for a batch, lowered and not compiled; nothing is computed.
+def scan_steps(step: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a function that takes several steps, one for each batch of a stack.
 
-        Args:
-            state: Arrays or ``jax.ShapeDtypeStruct``s.
-            data: The global batch, or its shapes.
-        """
-        rows = jax.tree.leaves(data)[0].shape[0]
-        step = self._jit(self._step, rows, self._layout.replicated, (3,))
-        return step.lower(state, *self._argument_specs(data, rows))
+    Args:
+        step: Of :func:`xtrainer.step.make_train_step`.
+
+    Returns:
+        ``steps(state, batches, row_masks, metrics, signals=None) -> (state, metrics, reports)``;
+        all but state and metrics have the steps as first axis.
+    """
+
+    def train_steps(
+        state: TrainState,
+        batches: PyTree,
+        row_masks: jax.Array,
+        metrics: DeviceMetrics,
+        signals: jax.Array | None = None,
+    ) -> tuple[TrainState, DeviceMetrics, jax.Array]:
+        def body(carry: Any, xs: Any) -> tuple[Any, jax.Array]:
+            batch, mask, sent = xs
+            state, metrics, report = step(*carry[:1], batch, mask, carry[1], sent)
+            return (state, metrics), report
+
+        (state, metrics), reports = jax.lax.scan(
+            body, (state, metrics), (batches, row_masks, signals)
+        )
+        return state, metrics, reports
+
+    return train_steps
+
+
+def _stack_batches(batches: tuple[PyTree, ...]) -> PyTree:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
 
 
 def micro_batches(rows: int, accumulate_steps: int, keeps_statistics: bool = False) -> int:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from xtrainer.metrics import to_host
 from xtrainer.state import GuardState, TrainState
 from xtrainer.step.signals import Signals, ends_after, ends_before
 from xtrainer.types import PyTree
@@ -34,8 +35,8 @@ class StepReport(NamedTuple):
 
     @classmethod
     def fetch(cls, report: jax.Array) -> "StepReport":
-        """Returns the report on the host; waits for the step."""
-        return cls(*np.asarray(jax.device_get(report)).tolist())
+        """Returns the report on the host, of several that of the last; waits for the step."""
+        return cls(*np.atleast_2d(to_host(report))[-1].tolist())
 
     @property
     def halted(self) -> bool:

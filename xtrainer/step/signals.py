@@ -66,11 +66,23 @@ class SignalPlacer:
 
     def __init__(self, mesh: Mesh) -> None:
         self.sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-        self._made: dict[int, jax.Array] = {}
+        self._made: dict[int | tuple[int, ...], jax.Array] = {}
 
     def __call__(self, bits: int) -> jax.Array:
         """Returns int32 ``(devices,)`` with ``bits`` on the devices of this process."""
         if bits not in self._made:
             sent = np.full((self.sharding.mesh.size,), bits, np.int32)  # each takes its own part
             self._made[bits] = put_global(sent, self.sharding)
+        return self._made[bits]
+
+    def stack(self, bits: tuple[int, ...], sharding: NamedSharding) -> jax.Array:
+        """Returns int32 ``(steps, devices)`` with the bits of several steps.
+
+        Args:
+            bits: For each step.
+            sharding: Of the result.
+        """
+        if bits not in self._made:
+            sent = np.repeat(np.array(bits, np.int32)[:, None], sharding.mesh.size, axis=1)
+            self._made[bits] = put_global(sent, sharding)
         return self._made[bits]

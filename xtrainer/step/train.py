@@ -1,7 +1,6 @@
 """What does a training step do? Gradient, update, guard, metrics: one pure function."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp

@@ -46,6 +46,11 @@ class TrainerConfig(Config):
     max_steps_in_flight: int = 2
     """Steps that may be dispatched before the first of them has ended. Unbounded queues abort runs
     on several CPU devices, and the bound costs nothing where steps are long."""
+    steps_per_dispatch: int = 1
+    """Steps that are taken in one compiled call, by a scan over as many batches, with the same
+    results. Where steps are short this saves the host's time for each; long ones gain nothing, and
+    some are slower in a scan. A call ends where a row, a validation, a callback or an epoch is
+    due."""
     log_grad_norm: bool = True
     """Log the norm of the whole gradient, before clipping."""
     log_grad_norm_per_param: bool = False
@@ -82,6 +87,7 @@ class TrainerConfig(Config):
             "gradient_accumulate_steps",
             "max_consecutive_nonfinite",
             "max_steps_in_flight",
+            "steps_per_dispatch",
         ):
             if getattr(self, name) < 1:
                 found.append(f"{name}: found {getattr(self, name)}, expected a number >= 1.")

@@ -13,15 +13,19 @@ from xtrainer.errors import CheckpointNotFoundError
 from xtrainer.hooks import Hooks
 from xtrainer.launch import is_main_process
 from xtrainer.loop import (
+    Agenda,
     Loaders,
+    Plan,
     StepHook,
     evaluate_loader,
+    every,
     make_plan,
     run_evaluation,
 )
 from xtrainer.metrics import DeviceMetrics, HostWindow, finish
 from xtrainer.step import TrainExecutor
 from xtrainer.trainer import overview, run, saving, shared
+from xtrainer.trainer.batches import feeds_host_batches
 from xtrainer.trainer.parts import TrainerParts
 from xtrainer.types import BatchLike, HostMetrics
 
@@ -94,7 +98,8 @@ class TrainerModule(TrainerParts):
 
     def eval_model(self, data_loader: Any, mode: str = "val", epoch_idx: int = 0) -> HostMetrics:
         """Returns the metrics of one or several sets and logs them under ``mode``."""
-        metrics = run_evaluation(self, self.sources.of_sets(data_loader, mode), mode, epoch_idx)
+        with self.ledger.spent("validation"):
+            metrics = run_evaluation(self, self.sources.of_sets(data_loader, mode), mode, epoch_idx)
         self.logger.log_metrics(metrics, self.global_step, mode, epoch_idx)
         return metrics
 
@@ -186,17 +191,27 @@ class TrainerModule(TrainerParts):
         getattr(self, hook)(*args)
         for callback in self.callbacks:
             if callback.is_due(hook, args):
-                getattr(callback, hook)(*args)
+                with self.ledger.spent(*callback.account):
+                    getattr(callback, hook)(*args)
 
     def step_hooks(self) -> Sequence[StepHook]:
         """Returns the ``on_training_step`` hooks that do something."""
         own = type(self).on_training_step is not Hooks.on_training_step
-        hooks = [StepHook(1, self.on_training_step, False)] if own else []
+        hooks = [StepHook(every(1), self.on_training_step, False)] if own else []
         for c in self.callbacks:
-            interval = c.step_interval()
-            if interval is not None:
-                hooks.append(StepHook(interval, c.on_training_step, c.needs_settled_state))
+            if c.next_step(self.global_step) is not None:
+                settled = c.needs_settled_state
+                hooks.append(StepHook(c.next_step, c.on_training_step, settled, c.account))
         return hooks
+
+    def agenda(self, plan: Plan, train_length: int | None) -> Agenda:
+        """Returns when something else than a step is due, and the sizes of dispatches."""
+        return run.make_agenda(self, plan, train_length)
+
+    @property
+    def feeds_host_batches(self) -> bool:
+        """Whether small host batches go into the compiled step as they are."""
+        return feeds_host_batches(self.batch_layout)
 
     def gather_checkpoint(
         self, save_optimizer_state: bool, save_dataloader_state: bool, metrics: HostMetrics

@@ -20,7 +20,7 @@ from xtrainer.data import batch_spec, get_input, num_rows
 from xtrainer.hooks import Hooks
 from xtrainer.launch import is_main_process, peers, process_count, process_index
 from xtrainer.loggers import LoggerConfig, build_loggers, run_folder
-from xtrainer.loop import StopReason
+from xtrainer.loop import Ledger, StopReason
 from xtrainer.metrics import DeviceMetrics, parameter_table
 from xtrainer.optim import (
     OptimizerConfig,
@@ -65,6 +65,7 @@ class TrainerParts(Hooks):
     stop_detail: str
     stop_wanted: tuple[StopReason, str] | None
     first_step: bool
+    ledger: Ledger
     has_validation: bool
     total_steps: int | None
     dataset: Any
@@ -79,6 +80,18 @@ class TrainerParts(Hooks):
     ) -> None:
         check_configs(trainer=trainer_config, model=model_config, optimizer=optimizer_config)
         num_rows(batch)
+        self.ledger = Ledger()
+        with self.ledger.spent("init"):
+            self._assemble(trainer_config, model_config, optimizer_config, batch, mesh)
+
+    def _assemble(
+        self,
+        trainer_config: TrainerConfig,
+        model_config: ModelConfig,
+        optimizer_config: OptimizerConfig | optax.GradientTransformation,
+        batch: BatchLike,
+        mesh: Mesh | None,
+    ) -> None:
         self.trainer_config, self.model_config = trainer_config, model_config
         self.optimizer_config, self.exmp_batch = optimizer_config, batch
         self.progress, self.sources, self.dataset = Progress(), Sources(), None

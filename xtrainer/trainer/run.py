@@ -9,14 +9,16 @@ import jax
 import numpy as np
 
 from xtrainer.checkpoint import restore_partial
-from xtrainer.data import LoaderSource, describe_mismatch
+from xtrainer.data import LoaderSource, batch_spec, describe_mismatch
 from xtrainer.errors import BatchError, LoaderError, PeerError
 from xtrainer.launch import gather_results, peers, process_count
 from xtrainer.loop import (
+    Agenda,
     Loaders,
     Plan,
     StopReason,
     agree_on_first_batch,
+    every,
     no_batch,
     run_training,
 )
@@ -38,6 +40,16 @@ def train(
     Raises:
         Exception: What the loader, a callback, a logger or the step raised.
     """
+    with trainer.ledger.spent("idle"):
+        results = _train(trainer, plan, loaders, test_loader)
+    _LOG.info("Time: %s.", trainer.ledger.summary())
+    trainer.ledger.warn_of_large_parts()
+    return results
+
+
+def _train(
+    trainer: TrainerView, plan: Plan, loaders: Loaders, test_loader: Any
+) -> dict[str, HostMetrics]:
     trainer.stop_reason, trainer.stop_detail, trainer.stop_wanted = None, "", None
     results: dict[str, HostMetrics] = {}
     try:
@@ -63,7 +75,12 @@ def _reason(trainer: TrainerView) -> StopReason:
 
 
 def _start(trainer: TrainerView, plan: Plan, loaders: Loaders, test_loader: Any) -> None:
-    """Checks what can be checked before a step is compiled, and says what is about to run."""
+    """Checks what can be checked before a step is compiled, and says what is about to run.
+
+    The steps are compiled meanwhile, in threads.
+    """
+    if not plan.done(trainer.progress):
+        _compile_ahead(trainer, plan, loaders)
     said = gather_results(lambda: _check(trainer, plan, loaders), "start of training")
     for process, other in enumerate(said):
         if other != said[0]:
@@ -82,8 +99,36 @@ def _start(trainer: TrainerView, plan: Plan, loaders: Loaders, test_loader: Any)
         plan.num_epochs, plan.num_train_steps, plan.steps_per_epoch, loaders.train, val, test_loader
     )
     if loaders.val and not plan.done(trainer.progress):
-        for source in loaders.val.values():
-            trainer.test_eval_function(source)
+        with trainer.ledger.spent("compile"):
+            for source in loaders.val.values():
+                trainer.test_eval_function(source)
+
+
+def make_agenda(trainer: TrainerView, plan: Plan, train_length: int | None) -> Agenda:
+    """Returns when something else than a step is due in a run, and the sizes of its dispatches."""
+    config = trainer.trainer_config
+    due = [every(plan.log_every_n_steps), *(hook.next_step for hook in trainer.step_hooks())]
+    if plan.val_every_n_steps:
+        due.append(every(plan.val_every_n_steps))
+    steps = 1 if config.debug else config.steps_per_dispatch
+    if steps > 1 and process_count() > 1 and plan.passes_end_epochs and train_length is None:
+        steps = 1  # the others would not know how many steps this process's pass still has
+        _LOG.warning(
+            "steps_per_dispatch is 1, not %d: with several processes and epochs that end with a "
+            "pass, the training loader must have a length.", config.steps_per_dispatch,
+        )  # fmt: skip
+    step, length = trainer.progress.step, plan.steps_per_epoch or train_length
+    return Agenda(due, steps, step, plan.total_steps(train_length), length)
+
+
+def _compile_ahead(trainer: TrainerView, plan: Plan, loaders: Loaders) -> None:
+    """Begins to compile the steps for batches like the example batch, as nearly all are."""
+    batch, state = batch_spec(trainer.exmp_batch), trainer.state
+    with trainer.ledger.spent("compile"):
+        for steps in make_agenda(trainer, plan, loaders.train.length).sizes:
+            trainer.compiled_train_step.ahead(state, batch, steps)
+        if loaders.val:
+            trainer.compiled_eval_step.ahead(state, batch)
 
 
 def _check(trainer: TrainerView, plan: Plan, loaders: Loaders) -> dict[str, JSON]:

@@ -124,7 +124,10 @@ def load_step(trainer: TrainerView, step_folder: Path, load_optimizer: bool) -> 
     has_optimizer = any(path.startswith("opt_state/") for path in meta["leaves"])
     wants = jax.tree.leaves(trainer.state.opt_state)
     if load_optimizer and (has_optimizer or not wants):
-        state = restore_state(step_folder, trainer.state)
+        # The step is compiled while the state is read.
+        trainer.compiled_train_step.ahead(trainer.state, batch_spec(trainer.exmp_batch))
+        with trainer.ledger.spent("restore"):
+            state = restore_state(step_folder, trainer.state)
         progress = Progress.from_json(meta["progress"])
         positions = {n: own_position(n, p) for n, p in meta["loaders"].items()}
         _check_steps(step_folder, int(jax.device_get(state.step)), progress)

@@ -13,6 +13,7 @@ from xtrainer.loop import LoopTrainer, StopReason
 from xtrainer.metrics import DeviceMetrics
 from xtrainer.optim import OptimizerConfig
 from xtrainer.state import Progress, TrainState
+from xtrainer.step import EvalExecutor, TrainExecutor
 from xtrainer.trainer.batches import BatchPreparer
 from xtrainer.trainer.config import ModelConfig, TrainerConfig
 from xtrainer.trainer.sources import Sources
@@ -36,6 +37,8 @@ class TrainerView(LoopTrainer, Protocol):
     prepare_eval_batch: BatchPreparer
     stop_reason: StopReason | None
     stop_detail: str
+    compiled_train_step: TrainExecutor
+    compiled_eval_step: EvalExecutor
     has_validation: bool
     total_steps: int | None
     logger: LoggerTool

@@ -1,0 +1,114 @@
+"""Where does the time of a run go? Every second is in one account; they sum to the whole."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+_LOG = logging.getLogger(__name__)
+
+ACCOUNTS = (
+    "init",
+    "restore",
+    "compile",
+    "data_wait",
+    "step",
+    "validation",
+    "checkpoint",
+    "logging",
+    "callbacks",
+    "idle",
+)
+"""``idle`` is what belongs to no other account."""
+_SHARE = 0.1
+_SHARE_AFTER_S = 30.0
+
+
+class Ledger:
+    """The seconds of a run by what they were spent on.
+
+    The clock runs while anything is spent, from the outermost :meth:`spent` to its end; within it
+    each moment counts for the innermost account.
+
+    Args:
+        clock: Returns seconds; any beginning.
+
+    Attributes:
+        seconds: By account.
+        details: By part within an account, such as a callback's class.
+
+    Example:
+        >>> times = iter([0.0, 1.0, 4.0, 6.0])
+        >>> ledger = Ledger(lambda: next(times))
+        >>> with ledger.spent("step"):
+        ...     with ledger.spent("validation"):
+        ...         pass
+        >>> ledger.seconds["step"], ledger.seconds["validation"]
+        (3.0, 3.0)
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.seconds = dict.fromkeys(ACCOUNTS, 0.0)
+        self.details: dict[str, float] = {}
+        self._clock = clock
+        self._open: list[str] = []
+        self._since = 0.0
+
+    @contextmanager
+    def spent(self, account: str, detail: str | None = None) -> Iterator[None]:
+        """Counts the time inside for an account, less what is spent on others inside it.
+
+        Args:
+            account: One of ``ACCOUNTS``.
+            detail: A part that is counted by itself as well, with all that is inside.
+        """
+        begun = self._turn(account)
+        try:
+            yield
+        finally:
+            ended = self._turn(None)
+            if detail is not None:
+                self.details[detail] = self.details.get(detail, 0.0) + ended - begun
+
+    def move(self, source: str, target: str, seconds: float) -> None:
+        """Counts seconds for another account than the one they were spent in."""
+        self.seconds[source] -= seconds
+        self.seconds[target] += seconds
+
+    @property
+    def total(self) -> float:
+        """All seconds up to the last change of account."""
+        return sum(self.seconds.values())
+
+    def shares(self) -> dict[str, float]:
+        """Returns the share of each account; they sum to 1, where any time was spent."""
+        total = self.total
+        return {name: seconds / total if total else 0.0 for name, seconds in self.seconds.items()}
+
+    def summary(self) -> str:
+        """Returns one line: the whole, then the accounts with any time, largest first."""
+        order = sorted(self.shares().items(), key=lambda item: -item[1])
+        parts = [f"{name} {share:.1%}" for name, share in order if share >= 0.0005]
+        return f"{self.total:.1f} s: {', '.join(parts)}"
+
+    def warn_of_large_parts(self) -> None:
+        """Says which parts have taken more than a tenth of a run that is not too short to tell."""
+        total = self.total
+        for name, seconds in self.details.items():
+            if total > _SHARE_AFTER_S and seconds > _SHARE * total:
+                _LOG.warning(
+                    "%s took %.1f s, %.0f %% of the run. Make it faster, or let it be due less "
+                    "often.", name, seconds, 100 * seconds / total,
+                )  # fmt: skip
+
+    def _turn(self, account: str | None) -> float:
+        """Closes the open account and opens another one, or the one around it."""
+        now = self._clock()
+        if self._open:
+            self.seconds[self._open[-1]] += now - self._since
+        if account is None:
+            self._open.pop()
+        else:
+            self._open.append(account)
+        self._since = now
+        return now

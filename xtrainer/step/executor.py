@@ -1,0 +1,217 @@
+"""How is a compiled step called? By the kind of batch it was compiled for, ahead where possible."""
+
+import abc
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from xtrainer.metrics import DeviceMetrics, MetricLayout
+from xtrainer.parallel import BatchLayout, replicate
+from xtrainer.state import TrainState
+from xtrainer.step.programs import CompileFn, Programs, spec_of
+from xtrainer.step.signals import SignalPlacer
+from xtrainer.types import BatchLike, PyTree
+
+Program = Callable[..., Any]
+
+
+class PlacedBatch(NamedTuple):
+    """A batch that a compiled step can take.
+
+    Attributes:
+        data: The user's pytree of global arrays, or of host arrays where a process is alone.
+        row_mask: bool ``(rows,)``, False for padding.
+        rows: Rows including padding, those of all processes.
+        examples: Rows without padding; of several processes, as if all had given as many as this.
+        kind: The same object for batches of one structure, shape and dtype; None: not known.
+    """
+
+    data: BatchLike
+    row_mask: jax.Array
+    rows: int
+    examples: int
+    kind: object = None
+
+
+class Executor(abc.ABC):
+    """Base of the two executors: the layout, the programs, the calls, new windows.
+
+    Args:
+        name: Of the step.
+        metric_layout: Of the step's metrics.
+        state_shardings: A sharding per leaf of the state.
+        layout: Mesh and batch axes.
+        debug: Leave the step uncompiled.
+        compile_program: Compiles what was lowered, such as by way of a cache.
+
+    Attributes:
+        programs: What was compiled.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        metric_layout: MetricLayout,
+        state_shardings: Any,
+        layout: BatchLayout,
+        debug: bool,
+        compile_program: CompileFn | None,
+    ) -> None:
+        self.programs = Programs(name, compile_program)
+        self._state_shardings = state_shardings
+        self._layout = layout
+        self._debug = debug
+        self._signals = SignalPlacer(layout.mesh) if jax.process_count() > 1 else None
+        self._by_kind: dict[Hashable, Program] = {}
+        self._functions: dict[Hashable, Any] = {}
+        with jax.ensure_compile_time_eval():
+            self._zeros = jax.tree.map(np.asarray, DeviceMetrics.zeros(metric_layout))
+        self._make_window: Program | None = None
+
+    def __call__(
+        self, state: TrainState, batch: PlacedBatch, window: DeviceMetrics, bits: int = 0
+    ) -> Any:
+        """Takes one step; see the executors for what it returns.
+
+        ``bits`` is what this process says to the others, see ``xtrainer.step.signals``.
+
+        Raises:
+            StepError: If an argument was donated before or lies on other devices than it should.
+        """
+        program = self._by_kind.get(batch.kind)
+        if program is None:
+            program = self._find(state, batch, window, bits)
+        try:
+            if self._signals is None:
+                return program(state, batch.data, batch.row_mask, window)
+            return program(state, batch.data, batch.row_mask, window, self._signals(bits))
+        except (TypeError, ValueError, RuntimeError) as error:
+            if self._debug:
+                raise
+            named = self._named(state, batch, window, bits)
+            program = self.programs.mend(
+                program_key(batch.data, 1), self._function(batch.rows, 1), named, error
+            )
+            self._by_kind.clear()
+            return program(*named.values())
+
+    def new_window(self) -> DeviceMetrics:
+        """Returns an empty window on the devices."""
+        if self._debug:
+            # A copy: on the CPU a device array may share memory with the host array it came from.
+            return replicate(jax.tree.map(np.copy, self._zeros), self._layout.mesh)
+        if self._make_window is None:
+            zeros = lambda: jax.tree.map(jnp.asarray, self._zeros)  # noqa: E731
+            make = jax.jit(zeros, out_shardings=self._layout.replicated)
+            self._make_window = make.lower().compile()
+        return self._make_window()
+
+    def ahead(
+        self, state: TrainState, data: BatchLike, steps: int = 1
+    ) -> Future[jax.stages.Compiled] | None:
+        """Begins to compile the program for a batch in a thread; nothing is computed.
+
+        Args:
+            state: Arrays or ``jax.ShapeDtypeStruct``s.
+            data: The global batch, or its shapes.
+            steps: How many steps a call takes.
+
+        Returns:
+            The program when it is there; None where nothing is compiled.
+        """
+        if self._debug:
+            return None
+        rows, arguments = self._specs(state, data, steps)
+        key = program_key(arguments["batch"], steps)
+        return self.programs.ahead(key, self._function(rows, steps), arguments)
+
+    def lower(self, state: TrainState, data: BatchLike, steps: int = 1) -> jax.stages.Lowered:
+        """Returns the step for a batch, lowered and not compiled; nothing is computed.
+
+        Args:
+            state: Arrays or ``jax.ShapeDtypeStruct``s.
+            data: The global batch, or its shapes.
+            steps: How many steps a call takes.
+        """
+        rows, arguments = self._specs(state, data, steps)
+        return self._function(rows, steps).lower(*arguments.values())
+
+    @abc.abstractmethod
+    def _make_function(self, rows: int, steps: int) -> tuple[Program, Any, Any]:
+        """Returns the function for a shape, the shardings of its outputs and what it may take."""
+
+    def _function(self, rows: int, steps: int) -> Any:
+        key = (rows, steps)
+        if key not in self._functions:
+            function, outputs, donated = self._make_function(rows, steps)
+            batch = self._sharding(rows, steps)
+            inputs = (self._state_shardings, batch, batch, self._layout.replicated)
+            if self._signals is not None:
+                inputs = (*inputs, self._stacked(self._signals.sharding, steps))
+            self._functions[key] = jax.jit(
+                function, in_shardings=inputs, out_shardings=outputs, donate_argnums=donated
+            )
+        return self._functions[key]
+
+    def _find(
+        self, state: TrainState, batch: PlacedBatch, window: DeviceMetrics, bits: int
+    ) -> Program:
+        if self._debug:
+            program = self._make_function(batch.rows, 1)[0]
+        else:
+            named = self._named(state, batch, window, bits)
+            function = self._function(batch.rows, 1)
+            program = self.programs.get(program_key(batch.data, 1), function, named)
+        if batch.kind is not None:
+            self._by_kind[batch.kind] = program
+        return program
+
+    def _named(
+        self, state: TrainState, batch: PlacedBatch, window: DeviceMetrics, bits: int
+    ) -> dict[str, Any]:
+        named = {
+            "state": state, "batch": batch.data, "row_mask": batch.row_mask, "metrics": window
+        }  # fmt: skip
+        return named if self._signals is None else {**named, "signals": self._signals(bits)}
+
+    def _specs(self, state: TrainState, data: BatchLike, steps: int) -> tuple[int, dict[str, Any]]:
+        """Returns the rows of a batch and the shapes of all arguments for ``steps`` of them."""
+        rows = jax.tree.leaves(data)[0].shape[0]
+        lead = () if steps == 1 else (steps,)
+        place, whole = self._sharding(rows, steps), self._layout.replicated
+
+        def spec(shape: tuple[int, ...], dtype: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+            dtype = jax.dtypes.canonicalize_dtype(dtype)
+            return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+        named = {
+            "state": spec_of(state),
+            "batch": jax.tree.map(lambda x: spec((*lead, *x.shape), x.dtype, place), data),
+            "row_mask": spec((*lead, rows), bool, place),
+            "metrics": jax.tree.map(lambda x: spec(x.shape, x.dtype, whole), self._zeros),
+        }
+        if self._signals is not None:
+            sent = self._stacked(self._signals.sharding, steps)
+            named["signals"] = spec((*lead, self._layout.mesh.size), np.int32, sent)
+        return rows, named
+
+    def _sharding(self, rows: int, steps: int) -> NamedSharding:
+        return self._stacked(self._layout.sharding(rows), steps)
+
+    def _stacked(self, sharding: NamedSharding, steps: int) -> NamedSharding:
+        """Returns the sharding of several arrays along a new first axis; of one as it is."""
+        if steps == 1:
+            return sharding
+        return NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec))
+
+
+def program_key(data: PyTree, steps: int) -> Hashable:
+    """Returns what is equal for batches, or stacks of ``steps`` of them, that one program takes."""
+    leaves, structure = jax.tree.flatten(data)
+    shapes = tuple((leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype)) for leaf in leaves)
+    return structure, shapes, steps

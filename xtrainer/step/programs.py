@@ -1,0 +1,186 @@
+"""Which compiled program takes these arguments? Compiled ahead where it can be, watched after."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Hashable, Mapping
+from concurrent.futures import Future
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xtrainer.errors import StepError
+from xtrainer.tree import flatten_with_paths
+from xtrainer.types import PyTree
+
+_LOG = logging.getLogger(__name__)
+
+CompileFn = Callable[[jax.stages.Lowered, str], jax.stages.Compiled]
+"""Compiles a lowered function of a name, in whatever thread."""
+
+
+def spec_of(tree: PyTree) -> PyTree:
+    """Returns arrays as ``jax.ShapeDtypeStruct``s, with sharding and weak type of device arrays."""
+    return jax.tree.map(_spec, tree)
+
+
+def describe_changes(before: PyTree, now: PyTree) -> list[str]:
+    """Returns a line for each leaf of which shape, dtype, weak type or sharding has changed.
+
+    Args:
+        before: Shapes as :func:`spec_of` gives them.
+        now: Shapes or arrays; one that was donated says so.
+
+    Example:
+        >>> old, new = ({"x": np.zeros(size, np.float32)} for size in (4, 3))
+        >>> describe_changes(spec_of(old), spec_of(new))
+        ['x: shape (3,), before (4,)']
+    """
+    old, new = flatten_with_paths(before), flatten_with_paths(now)
+    lines = [f"{path}: is no more" for path in old if path not in new]
+    lines += [f"{path}: is new" for path in new if path not in old]
+    for path in old.keys() & new.keys():
+        if getattr(new[path], "is_deleted", lambda: False)():
+            lines.append(f"{path}: was donated to an earlier step and is gone")
+            continue
+        for name, first, second in _properties(old[path], _spec(new[path])):
+            if first != second:
+                lines.append(f"{path}: {name} {second}, before {first}")
+    if not lines and jax.tree.structure(before) != jax.tree.structure(now):
+        lines.append(
+            f"the containers are {jax.tree.structure(now)}, before {jax.tree.structure(before)}"
+        )
+    return sorted(lines)
+
+
+class Programs:
+    """The compiled forms of one function, one for each shape of its batch.
+
+    Args:
+        name: What the function is called in messages.
+        compile_program: Compiles what was lowered; as it is where None.
+
+    Attributes:
+        compile_s: Seconds for which callers have waited for a program.
+        recompilations: What was said of each program that nobody had asked for ahead.
+    """
+
+    def __init__(self, name: str, compile_program: CompileFn | None = None) -> None:
+        self.name = name
+        self.compile_s = 0.0
+        self.recompilations: list[str] = []
+        self._compile = compile_program or (lambda lowered, name: lowered.compile())
+        self._found: dict[Hashable, tuple[Future[jax.stages.Compiled], Mapping[str, Any]]] = {}
+        self._newest: Mapping[str, Any] | None = None  # shapes of the program compiled last
+
+    def __len__(self) -> int:
+        """Returns how many programs there are."""
+        return len(self._found)
+
+    def ahead(
+        self, key: Hashable, function: Any, arguments: Mapping[str, Any]
+    ) -> Future[jax.stages.Compiled]:
+        """Begins to compile a program in a thread; tracing is done before this returns.
+
+        Args:
+            key: What the program is asked for by.
+            function: Of ``jax.jit``.
+            arguments: Its arguments or their shapes, by name and in order.
+        """
+        if key not in self._found:
+            lowered = function.lower(*arguments.values())  # here: settings of JAX are the thread's
+            program: Future[jax.stages.Compiled] = Future()
+            self._keep(key, program, arguments)
+
+            def work() -> None:
+                try:
+                    program.set_result(self._compile(lowered, self.name))
+                except BaseException as error:  # raised where the program is asked for
+                    program.set_exception(error)
+
+            threading.Thread(target=work, name=f"compile-{self.name}").start()
+        return self._found[key][0]
+
+    def get(
+        self, key: Hashable, function: Any, arguments: Mapping[str, Any]
+    ) -> jax.stages.Compiled:
+        """Returns the program of a key; compiles it where that was not done ahead.
+
+        A program besides those that were asked for ahead is reported, with what has changed.
+        """
+        start = time.perf_counter()
+        if key not in self._found:
+            if self._newest is not None:
+                self._report(describe_changes(self._newest, spec_of(dict(arguments))))
+            lowered = function.lower(*arguments.values())
+            program: Future[jax.stages.Compiled] = Future()
+            program.set_result(self._compile(lowered, self.name))
+            self._keep(key, program, arguments)
+        found = self._found[key][0].result()
+        self.compile_s += time.perf_counter() - start
+        return found
+
+    def mend(
+        self, key: Hashable, function: Any, arguments: Mapping[str, Any], error: Exception
+    ) -> jax.stages.Compiled:
+        """Returns a program for arguments that the one of their key has refused, and reports it.
+
+        Raises:
+            StepError: If an argument was donated before or lies on other devices than it should.
+            Exception: The error, where nothing of the arguments has changed.
+        """
+        changes = describe_changes(self._found[key][1], dict(arguments))
+        if not changes:
+            raise error
+        final = [line for line in changes if ": sharding " in line or "was donated" in line]
+        if final:
+            raise StepError(
+                f"{self.name} cannot take its arguments; found:\n  "
+                + "\n  ".join(final)
+                + "\nExpected arrays as the trainer has made them. Put replacements where the old "
+                "ones were (jax.device_put(new, old.sharding)), and keep no state that a step was "
+                "given: it is donated, unless donate_train_state=False."
+            ) from error
+        del self._found[key]
+        return self.get(key, function, arguments)
+
+    def _keep(
+        self, key: Hashable, program: Future[jax.stages.Compiled], arguments: Mapping[str, Any]
+    ) -> None:
+        self._newest = spec_of(dict(arguments))
+        self._found[key] = (program, self._newest)
+
+    def _report(self, changes: list[str]) -> None:
+        shown = changes[:10] + ([f"and {len(changes) - 10} more"] if len(changes) > 10 else [])
+        text = "\n  ".join(shown) or "nothing that can be told apart"
+        self.recompilations.append(text)
+        _LOG.warning("%s is compiled again, since its arguments have changed:\n  %s.",
+                     self.name, text)  # fmt: skip
+
+
+def _spec(leaf: Any) -> jax.ShapeDtypeStruct:
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return leaf
+    if isinstance(leaf, jax.Array):
+        return jax.ShapeDtypeStruct(
+            leaf.shape,
+            leaf.dtype,
+            sharding=leaf.sharding,
+            weak_type=getattr(leaf, "weak_type", False),
+        )
+    array = np.asarray(leaf)
+    return jax.ShapeDtypeStruct(array.shape, jnp.result_type(array.dtype))
+
+
+def _properties(first: Any, second: Any) -> list[tuple[str, Any, Any]]:
+    """Returns the properties that a program depends on; a host array may be put anywhere."""
+    found = [(name, getattr(first, name), getattr(second, name)) for name in ("shape", "dtype")]
+    weak = ("weak_type", bool(first.weak_type), bool(second.weak_type))
+    places = [first.sharding, second.sharding]
+    same = None in places or (
+        len(first.shape) == len(second.shape)
+        and places[0].is_equivalent_to(places[1], len(first.shape))
+    )
+    return [*found, weak, ("sharding", None if same else places[0], None if same else places[1])]
