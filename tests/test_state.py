@@ -35,7 +35,8 @@ def test_a_state_without_collections_has_an_empty_dictionary() -> None:
 
 def test_counters_are_int32_scalars() -> None:
     state = TrainState.create(PARAMS, optax.sgd(0.1), jax.random.key(0))
-    for counter in (state.step, *jax.tree.leaves(state.guard)):
+    guard = state.guard
+    for counter in (state.step, guard.skipped, guard.consecutive, guard.first, guard.ended):
         assert (counter.dtype, counter.shape, counter.weak_type) == (jnp.int32, (), False)
 
 
@@ -45,6 +46,10 @@ def test_every_leaf_is_an_array_with_a_buffer_of_its_own() -> None:
     assert all(isinstance(leaf, jax.Array) for leaf in leaves)
     jax.jit(lambda s: s.replace(step=s.step + 1), donate_argnums=0)(state)
     assert all(leaf.is_deleted() for leaf in leaves)
+
+
+def test_the_guard_is_one_array() -> None:
+    assert [leaf.shape for leaf in jax.tree.leaves(GuardState.create())] == [(4,)]
 
 
 def test_a_guard_begins_with_nothing_refused() -> None:

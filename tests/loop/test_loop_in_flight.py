@@ -8,12 +8,19 @@ import pytest
 
 from xtrainer.data import LoaderPosition
 from xtrainer.loop.in_flight import InFlight, Moment
+from xtrainer.metrics import to_host
 from xtrainer.state import Progress
 from xtrainer.step import StepReport
 
 
 def report(step: int, skipped: int = 0) -> Any:
-    return jnp.array([step, skipped, 0, 0], jnp.int32)
+    return jnp.array([step, skipped, 0, 0, 0, 0, 0], jnp.int32)
+
+
+def push(in_flight: InFlight, step: int, skipped: int = 0) -> StepReport:
+    """Dispatches a step; returns the newest report that was read."""
+    in_flight.push(report(step, skipped), [LoaderPosition(0, step)])
+    return in_flight.newest
 
 
 def moment(step: int) -> Moment:
@@ -37,20 +44,20 @@ def test_a_moment_is_a_copy_of_the_progress() -> None:
 @pytest.mark.parametrize("limit", [1, 2, 4])
 def test_reports_are_read_when_more_than_the_limit_wait(limit: int) -> None:
     in_flight = started(limit)
-    newest = [in_flight.push(report(step), moment(step)).step for step in range(1, 9)]
+    newest = [push(in_flight, step).step for step in range(1, 9)]
     assert newest == [max(step - limit, 0) for step in range(1, 9)]
 
 
 def test_drain_reads_the_last_report() -> None:
     in_flight = started(4)
     for step in (1, 2, 3):
-        in_flight.push(report(step, skipped=step), moment(step))
+        push(in_flight, step, skipped=step)
     assert in_flight.drain() == StepReport(3, 3, 0, 0)
 
 
 def test_drain_again_gives_the_same_report() -> None:
     in_flight = started(2)
-    in_flight.push(report(1), moment(1))
+    push(in_flight, 1)
     assert in_flight.drain() == in_flight.drain() == StepReport(1, 0, 0, 0)
 
 
@@ -62,7 +69,7 @@ def test_before_a_step_the_skipped_ones_of_earlier_runs_are_known() -> None:
 def test_the_moment_before_the_oldest_unread_step_is_kept(limit: int) -> None:
     in_flight = started(limit)
     for step in range(1, 8):
-        in_flight.push(report(step), moment(step))
+        push(in_flight, step)
         oldest = max(step - limit, 0)
         assert in_flight.moment(max(oldest - 1, 0)) == moment(max(oldest - 1, 0))
         assert in_flight.moment(step) == moment(step)
@@ -70,7 +77,7 @@ def test_the_moment_before_the_oldest_unread_step_is_kept(limit: int) -> None:
 
 def test_a_new_start_forgets_older_moments() -> None:
     in_flight = started(2)
-    in_flight.push(report(1), moment(1))
+    push(in_flight, 1)
     in_flight.drain()
     after_epoch = moment(1)._replace(epochs_done=3, step_in_epoch=0)
     in_flight.start(after_epoch)
@@ -85,10 +92,10 @@ def test_in_a_run_no_more_reports_than_the_limit_wait(
     waiting: list[int] = []
     push = InFlight.push
 
-    def counted(self: InFlight, *args: Any) -> StepReport:
-        newest = push(self, *args)
+    def counted(self: InFlight, *args: Any) -> bool:
+        trouble = push(self, *args)
         waiting.append(len(self._waiting))
-        return newest
+        return trouble
 
     monkeypatch.setattr(InFlight, "push", counted)
     trainer.train_model(probes.numbered(8), num_epochs=1)
@@ -99,14 +106,13 @@ def test_a_report_is_read_only_when_it_must(
     stage: probes.Repeatable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[int] = []
-    fetch = StepReport.fetch.__func__  # type: ignore[attr-defined]
 
-    def counted(cls: Any, array: Any) -> StepReport:
-        found = fetch(cls, array)
-        read.append(found.step)
+    def counted(array: Any) -> Any:
+        found = to_host(array)
+        read.append(int(found[0]))
         return found
 
-    monkeypatch.setattr(StepReport, "fetch", classmethod(counted))
+    monkeypatch.setattr("xtrainer.loop.in_flight.to_host", counted)
     trainer = stage.begin(max_steps_in_flight=3, every=1000)
     trainer.train_model(probes.numbered(8), num_epochs=1)
     assert read == [1, 2, 3, 4, 5, 6, 7, 8]  # the last three when the epoch ends
@@ -116,7 +122,7 @@ def test_the_examples_of_every_report_are_counted_when_it_is_read() -> None:
     in_flight = InFlight(2, examples=10)
     in_flight.start(moment(0))
     for step in (1, 2, 3):
-        in_flight.push(jnp.array([step, 0, 0, 0, 0, 0, 4], jnp.int32), moment(step))
+        in_flight.push(jnp.array([step, 0, 0, 0, 0, 0, 4], jnp.int32), [LoaderPosition(0, step)])
     assert in_flight.examples == 14
     in_flight.drain()
     assert in_flight.examples == 22
@@ -124,6 +130,25 @@ def test_the_examples_of_every_report_are_counted_when_it_is_read() -> None:
 
 def test_a_peek_at_the_last_report_leaves_it_to_be_read() -> None:
     in_flight = started(2)
-    in_flight.push(report(1), moment(1))
+    push(in_flight, 1)
     assert in_flight.peek().step == 1
     assert in_flight.newest.step == 0
+
+
+def test_of_several_steps_in_a_dispatch_every_row_counts() -> None:
+    in_flight = InFlight(1, steps=3)
+    in_flight.start(moment(0))
+    rows = [[step, 0, 0, 0, 0, 0, 4] for step in (1, 2, 3)]
+    positions = [LoaderPosition(0, step) for step in (1, 2, 3)]
+    assert not in_flight.push(jnp.array(rows, jnp.int32), positions)
+    assert in_flight.drain() == StepReport(3, 0, 0, 0, 0, 0, 4)
+    assert in_flight.examples == 12
+    assert [in_flight.moment(step) for step in range(4)] == [moment(step) for step in range(4)]
+
+
+@pytest.mark.parametrize("column", [2, 4])
+def test_a_refused_step_and_an_end_are_trouble(column: int) -> None:
+    in_flight = started(1)
+    bad = report(1).at[column].set(1)
+    assert not in_flight.push(bad, [LoaderPosition(0, 1)])
+    assert in_flight.push(bad, [LoaderPosition(0, 2)])

@@ -27,6 +27,7 @@ class Spoiled:
 
     def __init__(self, executor: Any) -> None:
         self.executor, self.new_window = executor, executor.new_window
+        self.programs, self.ahead = executor.programs, executor.ahead
 
     def __call__(self, *args: Any) -> Any:
         implicit()
@@ -38,6 +39,7 @@ def test_an_implicit_transfer_between_steps_is_an_error(
 ) -> None:
     implicit()  # compiled here, so that only the transfer is left
     trainer = stage.begin()
+    monkeypatch.setattr(type(trainer), "feeds_host_batches", False)  # as on an accelerator
     monkeypatch.setattr(trainer, "compiled_train_step", Spoiled(trainer.compiled_train_step))
     with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
         trainer.train_model(probes.numbered(3), num_epochs=1)
@@ -48,6 +50,7 @@ def test_an_implicit_transfer_between_evaluation_steps_is_an_error(
 ) -> None:
     implicit()
     trainer = stage.begin()
+    monkeypatch.setattr(type(trainer), "feeds_host_batches", False)  # as on an accelerator
     monkeypatch.setattr(trainer, "compiled_eval_step", Spoiled(trainer.compiled_eval_step))
     with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
         trainer.eval_model(probes.numbered(3))

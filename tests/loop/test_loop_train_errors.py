@@ -259,7 +259,8 @@ def test_an_error_of_the_step_itself_is_raised_and_everything_closed(
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: planted")
         return executor(*args)
 
-    fail.new_window = executor.new_window  # type: ignore[attr-defined]
+    for name in ("new_window", "programs", "ahead"):
+        setattr(fail, name, getattr(executor, name))
     monkeypatch.setattr(trainer, "compiled_train_step", fail)
     with pytest.raises(jax.errors.JaxRuntimeError, match="planted"):
         train(trainer)

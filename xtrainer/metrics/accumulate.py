@@ -75,7 +75,7 @@ class DeviceMetrics(flax.struct.PyTreeNode):
 def accumulate(
     window: DeviceMetrics, sums: jax.Array, counts: jax.Array, accept: jax.Array | bool
 ) -> DeviceMetrics:
-    """Returns the window with one more step in it; columns that no log mode asks for are not kept.
+    """Returns the window with one more step in it.
 
     Args:
         window: What was gathered so far.
@@ -89,23 +89,20 @@ def accumulate(
     total, total_low = _add(old[:, SUM], old[:, SUM_LOW], sums)
     count, count_low = _add(old[:, COUNT], old[:, COUNT_LOW], counts)
     steps = old[:, STEPS] + 1.0
+    delta = mean - old[:, MEAN]
+    running = old[:, MEAN] + delta / steps
     columns = {
         SUM: total,
         SUM_LOW: total_low,
         COUNT: count,
         COUNT_LOW: count_low,
         LAST: mean,
+        MAX: jnp.maximum(old[:, MAX], mean),
+        MIN: jnp.minimum(old[:, MIN], mean),
+        MEAN: running,
+        SQUARES: old[:, SQUARES] + delta * (mean - running),
         STEPS: steps,
     }
-    asked = {mode for modes in window.layout.modes for mode in modes}
-    if "max" in asked:
-        columns[MAX] = jnp.maximum(old[:, MAX], mean)
-    if "min" in asked:
-        columns[MIN] = jnp.minimum(old[:, MIN], mean)
-    if "std" in asked:
-        delta = mean - old[:, MEAN]
-        columns[MEAN] = old[:, MEAN] + delta / steps
-        columns[SQUARES] = old[:, SQUARES] + delta * (mean - columns[MEAN])
     # Selected by column, not stacked: this becomes one small kernel and not one for each column.
     place = jnp.arange(NUM_COLUMNS)[None, :]
     packed = old
