@@ -334,10 +334,11 @@ def test_a_folder_that_jax_was_given_is_kept(start, tmp_path, caplog):
 
 def test_thresholds_that_the_user_has_set_are_kept(start, tmp_path):
     cache = start()
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.25)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 60.0)
     cache.enable(tmp_path / "a")
-    assert jax.config.jax_persistent_cache_min_compile_time_secs == 0.25
+    assert jax.config.jax_persistent_cache_min_compile_time_secs == 60.0
     assert jax.config.jax_persistent_cache_min_entry_size_bytes == -1
+    assert compile_step(cache).reason.endswith("nor one below its thresholds, which were set")
 
 
 def test_a_cache_that_jax_has_switched_off_stays_off(start, tmp_path, monkeypatch):

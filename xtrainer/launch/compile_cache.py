@@ -6,7 +6,6 @@ Synopsis:
     print(cache.summary())                    # a hit, or a miss and why
 """
 
-import dataclasses
 import functools
 import logging
 import os
@@ -257,18 +256,23 @@ class CompilationCache:
         if beside is None:
             reason = "compiled before" if hit else "nothing is remembered beside a remote cache"
             return CompileRecord(name, seconds, hit, reason)
-        now = KnownProgram(program_hash(lowered), compile_facts(), seconds)
-        known, is_main = beside.known(name), runtime_process() == 0
+        known, facts = beside.known(name), compile_facts()
+        is_main = runtime_process() == 0
         if hit:
-            same = [k for k in known if (k.program, k.facts) == (now.program, now.facts)]
-            if not same:  # the index was lost
-                unknown = dataclasses.replace(now, seconds=None)
-                beside.remember(name, unknown, write=is_main)
+            same = [k for k in known if k.facts == facts]
+            if len(same) != 1:  # else it is this one, and its text, which takes long, not needed
+                program = program_hash(lowered)
+                same = [k for k in same if k.program == program]
+                if not same:  # the index was lost
+                    beside.remember(name, KnownProgram(program, facts, None), write=is_main)
             took = same[-1].seconds if same else None
             saved = None if took is None else max(took - seconds, 0.0)
             return CompileRecord(name, seconds, True, "compiled before", saved)
+        now = KnownProgram(program_hash(lowered), facts, seconds)
         if is_main and not told[_WRITTEN]:
             reason = "JAX keeps no program that calls back to the host"
+            if any(_setting(key) != wanted for key, (wanted, _) in _THRESHOLDS.items()):
+                reason += ", nor one below its thresholds, which were set"
             return CompileRecord(name, seconds, False, reason)
         reason = miss_reason(name, now, known)
         if reason == GONE and not is_main:
