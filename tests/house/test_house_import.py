@@ -22,6 +22,8 @@ OPTIONAL = [
 ]
 # What these change in the environment is not ours.
 OTHERS = "import flax, jax, ml_collections, optax, orbax.checkpoint, rich, tqdm"
+# What our import may bring beyond JAX, Flax and Optax: small modules of JAX and Python.
+ALLOWED = {"xtrainer", "jax.experimental.mesh_utils", "multiprocessing", "shlex", "__mp_main__"}
 PROBE = """
 import json, os, sys
 {others}
@@ -47,6 +49,28 @@ def probe(statement: str) -> list:
 
 def test_importing_loads_no_optional_package_and_starts_no_backend() -> None:
     assert probe("import xtrainer; xtrainer.TrainerModule") == [[], [], False]
+
+
+def extra_modules(statement: str) -> list[str]:
+    """Returns what a statement loads beyond JAX, Flax, Optax and the allowed modules."""
+    code = f"import json, sys, flax, jax, optax; before = set(sys.modules)\n{statement}\n"
+    code += "print(json.dumps(sorted(set(sys.modules) - before)))"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0, result.stderr
+    loaded = json.loads(result.stdout.splitlines()[-1])
+    return [n for n in loaded if n not in ALLOWED and n.split(".")[0] not in ALLOWED]
+
+
+def test_importing_loads_little_beyond_jax_flax_and_optax() -> None:
+    assert extra_modules("import xtrainer") == []
+
+
+def test_a_module_that_is_loaded_in_vain_is_found() -> None:
+    found = extra_modules("import xtrainer, tqdm, absl.app, ml_collections")
+    assert {"tqdm", "absl.app", "ml_collections"} <= set(found)
 
 
 def test_the_probe_sees_a_package_a_backend_and_a_setting() -> None:

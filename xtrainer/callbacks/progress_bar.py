@@ -4,8 +4,6 @@ import threading
 from dataclasses import dataclass
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from xtrainer.callbacks.base import Callback, CallbackConfig
 from xtrainer.callbacks.view import CallbackTrainer
 from xtrainer.types import HostMetrics
@@ -39,6 +37,8 @@ class ProgressBar(Callback):
 
     def on_training_start(self) -> None:
         """Draws the bar."""
+        from tqdm.auto import tqdm  # not with the package: it imports much
+
         self.bar = tqdm(
             total=self.trainer.total_steps,
             initial=self.trainer.progress.step,

@@ -2,17 +2,18 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, TypeVar
-
-from ml_collections import ConfigDict
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from xtrainer.config.base import Config
 from xtrainer.config.encode import CLASS_KEY
 
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
 ConfigT = TypeVar("ConfigT")
 
 
-def to_config_dict(config: Config) -> ConfigDict:
+def to_config_dict(config: Config) -> "ConfigDict":
     """Returns the config as a ``ConfigDict``, the language of experiment files.
 
     Only configs become mappings (``class_name`` names their class); all other values stay as they
@@ -25,6 +26,8 @@ def to_config_dict(config: Config) -> ConfigDict:
         >>> to_config_dict(StrideConfig()).strides
         (2, 2)
     """
+    from ml_collections import ConfigDict  # not with the package: most programs start without
+
     return ConfigDict(_open(config))
 
 
@@ -38,6 +41,7 @@ def from_config_dict(config_class: type[ConfigT], config_dict: Any) -> ConfigT:
         >>> @dataclasses.dataclass(frozen=True, kw_only=True)
         ... class DropConfig(Config):
         ...     rate: float = 0.1
+        >>> from ml_collections import ConfigDict
         >>> from_config_dict(DropConfig, ConfigDict({"rate": 0.5}))
         DropConfig(rate=0.5)
     """

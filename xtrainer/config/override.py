@@ -3,14 +3,17 @@
 import copy
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
 
 from xtrainer.errors import ConfigError, did_you_mean
 
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
-def parse_config(config: ConfigDict, argv: Sequence[str] | None = None) -> ConfigDict:
+
+def parse_config(config: "ConfigDict", argv: Sequence[str] | None = None) -> "ConfigDict":
     """Returns a locked copy of ``config`` with the command line's overrides applied.
 
     Args:
@@ -22,6 +25,7 @@ def parse_config(config: ConfigDict, argv: Sequence[str] | None = None) -> Confi
             wrong type, or an argument that is no ``--config.`` override.
 
     Example:
+        >>> from ml_collections import ConfigDict
         >>> config = ConfigDict({"num_train_steps": 10, "data": {"batch_size": 4}})
         >>> parse_config(config, ["--config.data.batch_size=8"]).data.batch_size
         8
@@ -43,7 +47,9 @@ def parse_config(config: ConfigDict, argv: Sequence[str] | None = None) -> Confi
     return changed.lock()
 
 
-def _apply(config: ConfigDict, name: str, argument: str) -> list[str]:
+def _apply(config: "ConfigDict", name: str, argument: str) -> list[str]:
+    from ml_collections import config_flags  # not with the package: most programs start without
+
     values = flags.FlagValues()
     old_argv = sys.argv
     sys.argv = [old_argv[0], argument]  # ml_collections looks for overrides there
@@ -62,7 +68,9 @@ def _apply(config: ConfigDict, name: str, argument: str) -> list[str]:
     return []
 
 
-def _paths(config: ConfigDict, prefix: str = "") -> list[str]:
+def _paths(config: "ConfigDict", prefix: str = "") -> list[str]:
+    from ml_collections import ConfigDict
+
     found = []
     # References stay unresolved: a required placeholder has no value yet.
     for key, value in config.items(preserve_field_references=True):

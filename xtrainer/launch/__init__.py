@@ -7,6 +7,13 @@ Synopsis:
 """
 
 from xtrainer.launch.cluster import ClusterInfo, detect_cluster
+from xtrainer.launch.compile_cache import (
+    CacheCounts,
+    CompilationCache,
+    CompileRecord,
+    compilation_cache,
+    enable_compilation_cache,
+)
 from xtrainer.launch.distributed import (
     LaunchInfo,
     initialize,
@@ -25,12 +32,17 @@ from xtrainer.launch.local import run_local
 from xtrainer.launch.slurm import SlurmJob, sbatch_script, write_sbatch
 
 __all__ = [
+    "CacheCounts",
     "ClusterInfo",
+    "CompilationCache",
+    "CompileRecord",
     "LaunchInfo",
     "SlurmJob",
     "barrier",
     "broadcast",
+    "compilation_cache",
     "detect_cluster",
+    "enable_compilation_cache",
     "gather",
     "gather_results",
     "initialize",

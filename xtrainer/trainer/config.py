@@ -75,6 +75,9 @@ class TrainerConfig(Config):
     """Seed of evaluation, for models that draw random numbers there."""
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     """Dtypes of parameters and computation."""
+    compilation_cache: bool | str = False
+    """Keep compiled programs for the next start: True for this user's folder
+    (``~/.cache/xtrainer/compilation``), or a folder. It is for the whole process."""
 
     def problems(self) -> list[str]:
         """Returns numbers and names that cannot work."""
@@ -99,6 +102,11 @@ class TrainerConfig(Config):
             for mode in getattr(self, name):
                 if mode not in LOG_MODES:
                     found.append(f"{name}: found {mode!r}. {did_you_mean(mode, LOG_MODES)}")
+        if isinstance(self.compilation_cache, str) and not self.compilation_cache.strip():
+            found.append(
+                f"compilation_cache: found {self.compilation_cache!r}, expected True, False or the "
+                "path of a folder."
+            )
         return found
 
     @property

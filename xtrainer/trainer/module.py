@@ -6,7 +6,6 @@ from typing import Any, Self
 
 import jax
 from jax.sharding import Mesh
-from tqdm.auto import tqdm
 
 from xtrainer.checkpoint import CheckpointItems, read_meta
 from xtrainer.errors import CheckpointNotFoundError
@@ -146,6 +145,8 @@ class TrainerModule(TrainerParts):
 
     def tracker(self, iterator: Any, **kwargs: Any) -> Any:
         """Returns the iterator with a progress bar, where bars are enabled and can be seen."""
+        from tqdm.auto import tqdm  # not with the package: it imports much
+
         wanted = self.trainer_config.enable_progress_bar and is_main_process()
         return tqdm(iterator, disable=None if wanted else True, **kwargs)
 

@@ -18,7 +18,13 @@ from xtrainer.callbacks import (
 from xtrainer.config import check_configs
 from xtrainer.data import batch_spec, get_input, num_rows
 from xtrainer.hooks import Hooks
-from xtrainer.launch import is_main_process, peers, process_count, process_index
+from xtrainer.launch import (
+    enable_compilation_cache,
+    is_main_process,
+    peers,
+    process_count,
+    process_index,
+)
 from xtrainer.loggers import LoggerConfig, build_loggers, run_folder
 from xtrainer.loop import Ledger, StopReason
 from xtrainer.metrics import DeviceMetrics, parameter_table
@@ -98,6 +104,8 @@ class TrainerParts(Hooks):
         self.stop_reason, self.stop_detail, self.first_step = None, "", True
         self.stop_wanted = None
         peers.watch()  # also where the program has joined the processes without xtrainer
+        if cache := trainer_config.compilation_cache:  # before anything is compiled
+            enable_compilation_cache(None if cache is True else cache)
         check_same_configs(lambda: config_to_json(cast(TrainerView, self)))
         self.has_validation, self.total_steps = False, None
         self.init_logger(trainer_config.logger)
