@@ -105,18 +105,22 @@ class Feed:
         """
         group: list[Item] = []
         wanted = 0
-        for item in items:
-            if group and (item is None or item.batch.kind is not group[0].batch.kind):
-                yield from ([one] for one in group)
-                group = []
-            if item is None:
-                continue
-            if not group:
-                wanted = size(self._left(item.position))
-            group.append(item)
-            if len(group) >= wanted:
-                yield group
-                group = []
+        try:
+            for item in items:
+                if group and (item is None or item.batch.kind is not group[0].batch.kind):
+                    yield from ([one] for one in group)
+                    group = []
+                if item is None:
+                    continue
+                if not group:
+                    wanted = size(self._left(item.position))
+                group.append(item)
+                if len(group) >= wanted:
+                    yield group
+                    group = []
+        except Exception:
+            yield from ([one] for one in group)  # they were good, and count as used
+            raise
         yield from ([one] for one in group)
 
     def _left(self, position: LoaderPosition) -> int | None:
