@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from xtrainer.data import num_rows
+from xtrainer.launch import compilation_cache
 from xtrainer.parallel import BatchLayout
 from xtrainer.state import TrainState
 from xtrainer.step import (
@@ -95,6 +96,7 @@ def train_parts(
         layout,
         config.donate_train_state,
         config.debug,
+        compilation_cache().compile,
     )
     # Collections that a model updates (batch statistics) are computed from padded rows as well.
     paddable = terms.paddable and not jax.tree.leaves(state.mutable_variables)
@@ -114,5 +116,8 @@ def eval_parts(
     """Returns the compiled evaluation step of a loss and what prepares its batches."""
     terms = loss_terms(loss_function, apply_fn, settings, state, batch, train=False)
     step = make_eval_step(loss_function, apply_fn, settings) if step is None else step
-    executor = EvalExecutor(step, terms.layout, shardings_of(state), layout, config.debug)
+    compile_program = compilation_cache().compile
+    executor = EvalExecutor(
+        step, terms.layout, shardings_of(state), layout, config.debug, compile_program
+    )
     return executor, BatchPreparer(layout, terms.paddable)
