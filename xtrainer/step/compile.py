@@ -46,7 +46,7 @@ class _Executor:
         self._signals = SignalPlacer(layout.mesh) if jax.process_count() > 1 else None
         self._compiled: dict[Any, Callable[..., Any]] = {}
         with jax.ensure_compile_time_eval():
-            self._zeros = jax.tree.map(np.asarray, DeviceMetrics.zeros(metric_layout))
+            self._zeros = jax.tree.map(np.array, DeviceMetrics.zeros(metric_layout))
 
     def new_window(self) -> DeviceMetrics:
         """Returns an empty window on the devices."""
