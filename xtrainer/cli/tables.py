@@ -245,4 +245,4 @@ def _kept(found: Checkpoints) -> str:
     if found.kept is None:
         return f"{each}, all are kept; saved at {found.trigger}"
     total = show_bytes(found.kept * found.num_bytes)
-    return f"{each}, {found.kept} kept ({total}); saved at {found.trigger}"
+    return f"{each}, at most {found.kept} kept ({total}); saved at {found.trigger}"

@@ -1,6 +1,5 @@
 """How long is a run, how large are its updates, and what does it leave on the disk?"""
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -48,7 +47,7 @@ class Checkpoints:
     Attributes:
         folder: Where it saves to.
         num_bytes: Of the arrays of one checkpoint, uncompressed.
-        kept: How many there are at the end; None: not known, as the steps are not.
+        kept: How many there are at the end, at most; None: all, and how many is not known.
         trigger: When it saves, in words.
     """
 
@@ -117,26 +116,21 @@ def checkpoints(trainer: TrainerModule, steps: int | None) -> tuple[Checkpoints,
     return tuple(found)
 
 
-def _saves(trainer: TrainerModule, callback: ModelCheckpoint) -> tuple[int, ...]:
-    """Returns every how many steps there is a reason to save."""
+def _saves(trainer: TrainerModule, callback: ModelCheckpoint, steps: int | None) -> int | None:
+    """Returns how often a run saves; None: not known, as the ends of its epochs are not."""
+    if steps is None or trainer.trainer_config.check_val_every_n_epoch > 0:
+        return None
+    ends = {steps} if callback.config.save_last and steps else set()
     every = (callback.config.every_n_steps, trainer.trainer_config.check_val_every_n_steps)
-    return tuple(number for number in every if number > 0)
+    return len(ends.union(*(range(n, steps + 1, n) for n in every if n > 0)))
 
 
 def _kept(trainer: TrainerModule, callback: ModelCheckpoint, steps: int | None) -> int | None:
-    config = callback.config
-    limit = config.max_to_keep
-    if limit is not None and config.monitor is not None:
+    saves, limit = _saves(trainer, callback, steps), callback.config.max_to_keep
+    if limit is not None and callback.config.monitor is not None:
         limit += 1  # the newest is kept beside the best
-    if steps is None:
-        return limit
-    ends = {steps} if config.save_last and steps else set()
-    taken = (range(every, steps + 1, every) for every in _saves(trainer, callback))
-    saves = len(ends.union(itertools.chain.from_iterable(taken)))
-    if trainer.trainer_config.check_val_every_n_epoch > 0:
-        saves = max(saves, 1 if steps else 0)  # epochs may bring more
-        return limit if limit is not None else saves
-    return saves if limit is None else min(limit, saves)
+    known = [number for number in (saves, limit) if number is not None]
+    return min(known) if known else None
 
 
 def _trigger(trainer: TrainerModule, callback: ModelCheckpoint) -> str:

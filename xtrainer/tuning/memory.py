@@ -63,7 +63,7 @@ def measure_memory(
         reads_optimizer: Whether the step takes the optimizer's state, which is there either way.
 
     Example:
-        >>> import optax
+        >>> import jax, optax
         >>> params, key = {"w": jax.numpy.ones(4)}, jax.random.key(0)
         >>> state = TrainState.create(params, optax.sgd(0.1), key)
         >>> measure_memory(state, jax.numpy.ones((2, 2))).parameters

@@ -126,19 +126,23 @@ def plan_run(
         BatchError: If the leaves of the example batch have different leading axes.
 
     Example:
+        >>> import flax.linen as nn
+        >>> from xtrainer.optim import OptimizerConfig
+        >>> from xtrainer.trainer import ModelConfig, TrainerConfig, shapes_only
+        >>> class Smallness(TrainerModule):
+        ...     def loss_function(self, params, apply_fn, batch, rng, train=True):
+        ...         return (apply_fn({"params": params}, batch["inputs"]) ** 2).mean(-1), ({}, {})
+        >>> model = ModelConfig(model_class=nn.Dense, model_config={"features": 2})
+        >>> batch = {"inputs": jax.ShapeDtypeStruct((7, 4), "float32")}
         >>> with shapes_only():
-        ...     trainer = make_trainer(config)
-        >>> plan_run(trainer, num_train_steps=100).holds
-        True
+        ...     trainer = Smallness(TrainerConfig(logger=None), model, OptimizerConfig(), batch)
+        >>> plan_run(trainer, num_train_steps=9).problems[0][:52]
+        'A batch of 7 rows does not divide over the 8 devices'
     """
     layout, batch = param_layout(trainer), batch_facts(trainer)
-    problems = list(batch_problems(batch))
+    schedule, mistakes = _schedule(trainer, (num_epochs, num_train_steps, steps_per_epoch))
+    problems = [*batch_problems(batch), *mistakes]
     notes = [*batch_notes(batch), *layout.unused, *left_whole(trainer, layout)]
-    try:
-        schedule = make_schedule(trainer, num_epochs, num_train_steps, steps_per_epoch)
-    except ConfigError as error:
-        problems += error.problems
-        schedule = make_schedule(trainer, None, None, None)
     notes += schedule_notes(trainer, schedule)
     if compile_steps and (reason := _why_not_compiled(trainer, problems)):
         compile_steps = False
@@ -147,12 +151,8 @@ def plan_run(
     evaluation = _plan_step(trainer, _eval_rows(trainer, eval_rows), False, compile_steps)
     for name, step in (("training", train), ("evaluation", evaluation)):
         problems += _memory_problems(name, step, memory_limit)
-    device = trainer.mesh.devices.ravel()[0]
     return RunPlan(
-        platform=device.platform,
-        device_kind=device.device_kind,
-        num_devices=trainer.mesh.size,
-        mesh={str(name): size for name, size in trainer.mesh.shape.items()},
+        **_device_facts(trainer),
         model=type(trainer.model).__name__,
         parameters=parameter_rows(trainer.state.params, layout),
         batch=batch,
@@ -164,6 +164,26 @@ def plan_run(
         problems=tuple(problems),
         notes=tuple(notes),
     )
+
+
+def _device_facts(trainer: TrainerModule) -> dict[str, Any]:
+    device = trainer.mesh.devices.ravel()[0]
+    return {
+        "platform": device.platform,
+        "device_kind": device.device_kind,
+        "num_devices": trainer.mesh.size,
+        "mesh": {str(name): size for name, size in trainer.mesh.shape.items()},
+    }
+
+
+def _schedule(
+    trainer: TrainerModule, lengths: tuple[int | None, ...]
+) -> tuple[Schedule, tuple[str, ...]]:
+    """Returns the schedule, and the mistakes in the lengths, which then are left out."""
+    try:
+        return make_schedule(trainer, *lengths), ()
+    except ConfigError as error:
+        return make_schedule(trainer, None, None, None), error.problems
 
 
 def _why_not_compiled(trainer: TrainerModule, problems: list[str]) -> str | None:
@@ -195,9 +215,8 @@ def _plan_step(trainer: TrainerModule, rows: int, train: bool, compile_steps: bo
     compiled = lowered.compile()
     memory = measure_memory(state, data, compiled, in_flight, reads_optimizer=train)
     row_mask = jax.ShapeDtypeStruct((rows,), bool)
-    flops, exact = _flops(
-        step, (state, data, row_mask, window), lowered, compiled, trainer.mesh.size
-    )
+    arguments = (state, data, row_mask, window)
+    flops, exact = _flops(step, arguments, lowered, compiled, trainer.mesh.size)
     return StepPlan(rows, memory, True, flops, exact, collectives_of(compiled.as_text() or ""))
 
 
