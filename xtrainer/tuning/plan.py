@@ -122,9 +122,6 @@ def plan_run(
         compile_steps: Compile the steps; otherwise only shapes are looked at.
         memory_limit: Bytes that one device has for the run.
 
-    Raises:
-        BatchError: If the leaves of the example batch have different leading axes.
-
     Example:
         >>> import flax.linen as nn
         >>> from xtrainer.optim import OptimizerConfig
@@ -149,8 +146,7 @@ def plan_run(
         notes.append(f"The steps were not compiled: {reason}")
     train = _plan_step(trainer, batch.rows, True, compile_steps)
     evaluation = _plan_step(trainer, _eval_rows(trainer, eval_rows), False, compile_steps)
-    for name, step in (("training", train), ("evaluation", evaluation)):
-        problems += _memory_problems(name, step, memory_limit)
+    problems += _memory_problems({"training": train, "evaluation": evaluation}, memory_limit)
     return RunPlan(
         **_device_facts(trainer),
         model=type(trainer.model).__name__,
@@ -244,17 +240,18 @@ def _placed_spec(trainer: TrainerModule, rows: int) -> BatchLike:
     )
 
 
-def _memory_problems(name: str, step: StepPlan, limit: int | None) -> list[str]:
-    total = step.memory.total
-    if limit is None or total <= limit:
-        return []
-    least = "" if step.compiled else "at least "
-    return [
-        f"The {name} step needs {least}{total:,} bytes of each device, {total - limit:,} more than "
-        f"the limit of {limit:,}. Divide the state over more devices (fsdp_axis_size, "
-        "model_axis_size), compute activations again (remat), or make the batch or the micro-batch "
-        "smaller."
-    ]
+def _memory_problems(steps: dict[str, StepPlan], limit: int | None) -> list[str]:
+    found = []
+    for name, step in steps.items():
+        total, least = step.memory.total, "" if step.compiled else "at least "
+        if limit is not None and total > limit:
+            found.append(
+                f"The {name} step needs {least}{total:,} bytes of each device, {total - limit:,} "
+                f"more than the limit of {limit:,}. Divide the state over more devices "
+                "(fsdp_axis_size, model_axis_size), compute activations again (remat), or make the "
+                "batch or the micro-batch smaller."
+            )
+    return found
 
 
 def _plain(value: Any) -> Any:
