@@ -104,6 +104,17 @@ def test_a_mesh_that_does_not_fit_ends_with_one(
     assert "do not fit 8 devices" in " ".join(capsys.readouterr().out.split())
 
 
+def test_a_rule_that_does_not_divide_its_parameter_ends_with_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    parallel = 'fsdp_axis_size=8, param_rules=(("Dense_0/kernel", (None, "fsdp")),)'
+    text = SMALL.replace("ModelConfig(", f"ModelConfig(parallel=xt.ParallelConfig({parallel}), ")
+    assert main(["plan", write_experiment(tmp_path, text), "--devices=8", "--no-compile"]) == 1
+    assert "dimension 1 of (64, 1) does not divide by 8" in " ".join(
+        capsys.readouterr().out.split()
+    )
+
+
 def test_of_the_devices_that_jax_has_started_with_the_first_ones_are_taken(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

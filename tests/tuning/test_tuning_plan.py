@@ -69,6 +69,11 @@ def test_the_step_sends_its_gradients_and_counts_its_operations() -> None:
     assert found.flops is not None and found.flops > 2 * 16 * 4 * 8
 
 
+def test_what_the_compiler_of_the_cpu_leaves_out_is_noted() -> None:
+    assert "does not count what its fused library calls hold" in plan(compile_steps=True).notes[-1]
+    assert plan().notes == ()
+
+
 def test_rows_that_do_not_divide_are_told_together() -> None:
     found = plan(batch=zoo.classification_data(12), gradient_accumulate_steps=5, num_train_steps=1)
     assert not found.holds

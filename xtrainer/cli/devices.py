@@ -1,5 +1,6 @@
 """Which devices are asked about? Those there are, virtual ones, or a TPU that is not there."""
 
+import functools
 import os
 from typing import Any
 
@@ -16,6 +17,8 @@ _QUIET = {
     "TPU_STDERR_LOG_LEVEL": "3",
     "TPU_MIN_LOG_LEVEL": "3",
 }
+
+_TWO_CORES = ("TPU v2", "TPU v3")  # of later kinds both cores of a chip are one device
 
 
 def choose_devices(count: int | None = None, target: str | None = None) -> list[Any]:
@@ -53,11 +56,14 @@ def _topology(target: str) -> list[Any]:
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     jax.config.update("jax_platforms", "cpu")  # what little is computed is computed there
+    describe = functools.partial(topologies.get_topology_desc, platform="tpu")
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=target)
+        found = describe(topology_name=target).devices
+        if any(device.core_on_chip for device in found) and found[0].device_kind not in _TWO_CORES:
+            found = describe(topology_name=target, chip_config_name="megacore").devices
     except Exception as error:  # of several classes, by the version of libtpu
         raise UsageError(
             f"--target: found {target!r}, of which the TPU's compiler says: {error} Expected a "
             "kind and a shape, as in v5e:2x4 or v4:2x2x1."
         ) from error
-    return list(found.devices)
+    return list(found)

@@ -1,7 +1,6 @@
 """``xtrainer plan``: what will this run need, and will it fit? Nothing is run, no data is read."""
 
 import argparse
-import dataclasses
 import json
 import re
 import time
@@ -28,11 +27,6 @@ examples:
 
 exit codes: 0 the plan holds; 1 it does not (a mistake in the config, sizes that do not divide, more
 memory than the limit: all are told); 2 the command line cannot be followed."""
-
-_VIRTUAL = (
-    "What only a compiler knows (temporaries, outputs, collectives) is told by that of the CPU; "
-    "those of accelerators find other numbers. Ask with --target, or on the machine itself."
-)
 
 _UNITS = {"": 1, "B": 1} | {
     f"{letter}{kind}": base**power
@@ -115,7 +109,7 @@ def _make_plan(
     mesh = build_mesh(model.parallel, devices)
     with shapes_only():
         trainer = make_trainer(config, mesh=mesh)
-    plan = plan_run(
+    return plan_run(
         trainer,
         config.get("num_epochs"),
         config.get("num_train_steps"),
@@ -124,8 +118,6 @@ def _make_plan(
         compile_steps=not options.no_compile,
         memory_limit=options.memory_limit,
     )
-    virtual = options.devices is not None and plan.train.compiled
-    return dataclasses.replace(plan, notes=(*plan.notes, _VIRTUAL)) if virtual else plan
 
 
 def _write(path: Path, plan: RunPlan | None, problems: list[str]) -> None:

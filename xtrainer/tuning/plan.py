@@ -123,8 +123,7 @@ def plan_run(
         memory_limit: Bytes that one device has for the run.
 
     Example:
-        >>> import flax.linen as nn
-        >>> from xtrainer.optim import OptimizerConfig
+        >>> import flax.linen as nn, optax
         >>> from xtrainer.trainer import ModelConfig, TrainerConfig, shapes_only
         >>> class Smallness(TrainerModule):
         ...     def loss_function(self, params, apply_fn, batch, rng, train=True):
@@ -132,7 +131,7 @@ def plan_run(
         >>> model = ModelConfig(model_class=nn.Dense, model_config={"features": 2})
         >>> batch = {"inputs": jax.ShapeDtypeStruct((7, 4), "float32")}
         >>> with shapes_only():
-        ...     trainer = Smallness(TrainerConfig(logger=None), model, OptimizerConfig(), batch)
+        ...     trainer = Smallness(TrainerConfig(logger=None), model, optax.sgd(1.0), batch)
         >>> plan_run(trainer, num_train_steps=9).problems[0][:52]
         'A batch of 7 rows does not divide over the 8 devices'
     """
@@ -140,12 +139,12 @@ def plan_run(
     schedule, mistakes = _schedule(trainer, (num_epochs, num_train_steps, steps_per_epoch))
     problems = [*batch_problems(batch), *mistakes]
     notes = [*batch_notes(batch), *layout.unused, *left_whole(trainer, layout)]
-    notes += schedule_notes(trainer, schedule)
+    notes.extend(schedule_notes(trainer, schedule))
     if compile_steps and (reason := _why_not_compiled(trainer, problems)):
-        compile_steps = False
-        notes.append(f"The steps were not compiled: {reason}")
+        compile_steps, notes = False, [*notes, f"The steps were not compiled: {reason}"]
     train = _plan_step(trainer, batch.rows, True, compile_steps)
     evaluation = _plan_step(trainer, _eval_rows(trainer, eval_rows), False, compile_steps)
+    notes += _compiler_notes(trainer, train)
     problems += _memory_problems({"training": train, "evaluation": evaluation}, memory_limit)
     return RunPlan(
         **_device_facts(trainer),
@@ -194,6 +193,16 @@ def _eval_rows(trainer: TrainerModule, asked: int | None) -> int:
     rows = num_rows(trainer.exmp_batch) if asked is None else asked
     shards = trainer.batch_layout.num_shards
     return -(-rows // shards) * shards if trainer.prepare_eval_batch.paddable else rows
+
+
+def _compiler_notes(trainer: TrainerModule, step: StepPlan) -> list[str]:
+    if not step.compiled or trainer.mesh.devices.ravel()[0].platform != "cpu":
+        return []
+    return [
+        "What only a compiler knows (temporaries, outputs, collectives) is told by that of the "
+        "CPU, which does not count what its fused library calls hold. For other devices plan with "
+        "them, or for a TPU ahead of time."
+    ]
 
 
 def _plan_step(trainer: TrainerModule, rows: int, train: bool, compile_steps: bool) -> StepPlan:
