@@ -13,6 +13,7 @@ from xtrainer.errors import require
 _QUIET = {
     "TPU_SKIP_MDS_QUERY": "1",  # no question to a cloud's metadata server
     "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",  # asked for and not used
     "TPU_LOG_DIR": "disabled",
     "TPU_STDERR_LOG_LEVEL": "3",
     "TPU_MIN_LOG_LEVEL": "3",
