@@ -39,9 +39,16 @@ from xtrainer.parallel import BatchLayout, build_mesh, check_mesh
 from xtrainer.state import Progress, TrainState
 from xtrainer.step import StepSettings, make_eval_step, make_train_step, train_layout
 from xtrainer.trainer import compiled
-from xtrainer.trainer.assemble import build_model, init_state, init_variables, model_layout
+from xtrainer.trainer.assemble import (
+    abstract_state,
+    build_model,
+    init_state,
+    init_variables,
+    model_layout,
+)
 from xtrainer.trainer.config import ModelConfig, TrainerConfig
 from xtrainer.trainer.saving import check_folders, config_to_json
+from xtrainer.trainer.shapes import wants_shapes
 from xtrainer.trainer.shared import check_same_configs
 from xtrainer.trainer.sources import Sources
 from xtrainer.trainer.view import TrainerView
@@ -167,7 +174,9 @@ class TrainerParts(Hooks):
     def init_logger(self, logger_config: LoggerConfig | None) -> None:
         """Sets ``logger``; nothing is written before the first row."""
         self.logger = build_loggers(
-            logger_config, is_main=is_main_process(), process_index=process_index()
+            None if wants_shapes() else logger_config,
+            is_main=is_main_process(),
+            process_index=process_index(),
         )
 
     def init_mesh(self, model_config: ModelConfig, mesh: Mesh | None = None) -> None:
@@ -189,8 +198,12 @@ class TrainerParts(Hooks):
         self.optimizer, self.lr_schedule = build_optimizer(optimizer_config)
 
     def init_model(self, exmp_input: PyTree) -> None:
-        """Sets ``state``, initialized in parallel on the devices where each part lives."""
-        self.state = init_state(
+        """Sets ``state``, initialized in parallel on the devices where each part lives.
+
+        Within :func:`xtrainer.trainer.shapes_only` it is set to shapes, and nothing is computed.
+        """
+        make_state = abstract_state if wants_shapes() else init_state
+        self.state = make_state(
             self.run_model_init,
             exmp_input,
             self.optimizer,
