@@ -43,14 +43,15 @@ def test_predicted_bytes_are_those_of_live_arrays_and_of_the_compiled_step(
     memory = plan_run(trainer).train.memory
     real = make_trainer()
     batch = real.prepare_train_batch(real.exmp_batch)
+    data = jax.device_put(batch.data, real.batch_layout.sharding(batch.rows))
     assert memory.parameters == held(real.state.params)
     assert memory.optimizer == held(real.state.opt_state)
     assert memory.other_state == held(real.state.replace(params=(), opt_state=()))
-    assert memory.batches == (2 + BATCHES_AHEAD) * held(batch.data)
+    assert memory.batches == (2 + BATCHES_AHEAD) * held(data)
     compiled = mz.compile_step(real).memory_analysis()
     assert memory.temporaries == compiled.temp_size_in_bytes
     state = memory.parameters + memory.optimizer + memory.other_state
-    assert state + held(batch.data) + memory.padding == compiled.argument_size_in_bytes
+    assert state + held(data) + memory.padding == compiled.argument_size_in_bytes
 
 
 def test_an_evaluation_keeps_the_optimizer_and_has_fewer_temporaries() -> None:

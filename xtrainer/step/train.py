@@ -74,12 +74,11 @@ def make_train_step(
             opt_state=_with_dtypes(opt_state, state.opt_state),
             mutable_variables=result.terms.mutable,
         )
-        terms = result.terms
         # The norm of the gradient, as a square that overflows would stay in the second moments.
         norm = checked_norm(result.grads, updates)
-        finite = all_finite(terms.value, terms.weight, norm, terms.mutable)
+        terms = result.terms
         norms = _norm_values(norm, result.grads, state.params, settings)
-        finite &= _is_read(norms)
+        finite = all_finite(terms.value, terms.weight, norm, terms.mutable) & _is_read(norms)
         said = None if signals is None else reduce_signals(signals)
         new_state, accepted = guard_step(state, proposed, finite, settings.nonfinite_limit, said)
         metrics = _add_metrics(settings, metrics, result, norms, state.params, accepted)
