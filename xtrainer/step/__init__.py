@@ -8,6 +8,7 @@ Synopsis:
 from xtrainer.step.apply import BoundApply
 from xtrainer.step.compile import EvalExecutor, PlacedBatch, TrainExecutor
 from xtrainer.step.evaluate import make_eval_step
+from xtrainer.step.flops import count_flops
 from xtrainer.step.guard import StepReport
 from xtrainer.step.loss import LossTerms, describe_loss
 from xtrainer.step.precision import PrecisionConfig, cast_floating
@@ -28,6 +29,7 @@ __all__ = [
     "StepSettings",
     "TrainExecutor",
     "cast_floating",
+    "count_flops",
     "describe_loss",
     "make_eval_step",
     "make_train_step",
