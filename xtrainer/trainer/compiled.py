@@ -1,5 +1,6 @@
 """Which compiled steps does a trainer run, and in which shape do they want a batch?"""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,13 +14,14 @@ from xtrainer.step import (
     LossTerms,
     StepSettings,
     TrainExecutor,
+    count_flops,
     describe_loss,
     make_eval_step,
     train_layout,
 )
 from xtrainer.trainer.batches import BatchPreparer
 from xtrainer.trainer.config import TrainerConfig
-from xtrainer.types import ApplyFn, BatchLike, LossFunction
+from xtrainer.types import ApplyFn, BatchLike, LossFunction, PyTree
 
 
 def step_settings(
@@ -116,3 +118,32 @@ def eval_parts(
     step = make_eval_step(loss_function, apply_fn, settings) if step is None else step
     executor = EvalExecutor(step, terms.layout, shardings_of(state), layout, config.debug)
     return executor, BatchPreparer(layout, terms.paddable)
+
+
+def step_flops(
+    make_step: Callable[[StepSettings], Any],
+    settings: StepSettings,
+    state: TrainState,
+    batch: BatchLike,
+    rows: int,
+) -> float:
+    """Returns the floating-point operations of a training step, of all devices together.
+
+    Those of the model: the batch as a whole on one device, and nothing computed again.
+
+    Args:
+        make_step: From settings to a step function.
+        settings: Of the training step.
+        state: For its shapes.
+        batch: Shapes of a batch of any number of rows.
+        rows: Rows of the batch that is counted.
+    """
+    plain = dataclasses.replace(
+        settings, accumulate_steps=1, remat=(), layout=None, param_shardings=None
+    )
+
+    def shapes(tree: PyTree, resize: Callable[[Any], tuple[int, ...]]) -> PyTree:
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(resize(x), x.dtype), tree)
+
+    batch = shapes(batch, lambda x: (rows, *x.shape[1:]))
+    return count_flops(make_step(plain), shapes(state, lambda x: x.shape), batch)

@@ -291,6 +291,13 @@ class TrainerParts(Hooks):
         updates = step - (self.progress.skipped if skipped is None else skipped)
         return float(jax.device_get(self.lr_schedule(max(updates - 1, 0))))
 
+    def step_flops(self) -> float:
+        """Returns the floating-point operations of a step on a full batch, of all devices."""
+        settings, batch = self.step_settings(), batch_spec(self.exmp_batch)
+        rows = self.progress.batch_rows or num_rows(batch)
+        make_step = self.create_training_step_function
+        return compiled.step_flops(make_step, settings, self.state, batch, rows)
+
     def request_stop(self, reason: StopReason = StopReason.REQUESTED, detail: str = "") -> None:
         """Ends training after this step; the first reason is kept.
 
