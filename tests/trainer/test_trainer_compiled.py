@@ -48,7 +48,9 @@ def test_the_settings_of_the_steps_are_those_of_the_config(trainer: Any) -> None
 
 def test_the_settings_name_the_modules_to_compute_again(trainer: Any) -> None:
     parts = (trainer.trainer_config, trainer.batch_layout, trainer.state)
-    assert step_settings(*parts, remat=["Block", "head"]).remat == ("Block", "head")
+    parallel = xt.ParallelConfig(remat=("Block", "head"), remat_policy="dots_saveable")
+    settings = step_settings(*parts, parallel=parallel)
+    assert (settings.remat, settings.remat_policy) == (("Block", "head"), "dots_saveable")
 
 
 @pytest.mark.parametrize(

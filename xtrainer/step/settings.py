@@ -28,6 +28,7 @@ class StepSettings:
         layout: Mesh and batch axes for constraints on activations; None: one device.
         param_shardings: Sharding of each parameter, kept by the gradient sums; None: none.
         remat: Modules whose activations are computed again, see ``ParallelConfig.remat``.
+        remat_policy: What they keep, see ``ParallelConfig.remat_policy``.
         freeze: Patterns of the parameters for which no gradient is computed; it counts as 0.
     """
 
@@ -46,4 +47,5 @@ class StepSettings:
     layout: BatchLayout | None = None
     param_shardings: PyTree | None = None
     remat: tuple[str, ...] = ()
+    remat_policy: str = "nothing_saveable"
     freeze: tuple[str, ...] = ()

@@ -1,13 +1,13 @@
 """Which compiled steps does a trainer run, and in which shape do they want a batch?"""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 
 from xtrainer.data import num_rows
-from xtrainer.parallel import BatchLayout
+from xtrainer.parallel import BatchLayout, ParallelConfig
 from xtrainer.state import TrainState
 from xtrainer.step import (
     EvalExecutor,
@@ -29,9 +29,10 @@ def step_settings(
     layout: BatchLayout,
     state: TrainState,
     freeze: tuple[str, ...] = (),
-    remat: Sequence[str] = (),
+    parallel: ParallelConfig | None = None,
 ) -> StepSettings:
     """Returns the settings of the step functions."""
+    parallel = parallel or ParallelConfig()
     return StepSettings(
         accumulate_steps=config.gradient_accumulate_steps,
         accumulate_scan=config.gradient_accumulate_scan,
@@ -48,7 +49,8 @@ def step_settings(
         layout=layout,
         param_shardings=shardings_of(state.params),
         freeze=freeze,
-        remat=tuple(remat),
+        remat=tuple(parallel.remat),
+        remat_policy=parallel.remat_policy,
     )
 
 

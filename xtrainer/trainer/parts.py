@@ -215,9 +215,9 @@ class TrainerParts(Hooks):
 
     def step_settings(self) -> StepSettings:
         """Returns the settings of the step functions."""
-        freeze, remat = frozen_patterns(self.optimizer_config), self.model_config.parallel.remat
+        freeze, parallel = frozen_patterns(self.optimizer_config), self.model_config.parallel
         parts = (self.trainer_config, self.batch_layout, self.state)
-        return compiled.step_settings(*parts, freeze, remat)
+        return compiled.step_settings(*parts, freeze, parallel)
 
     def create_training_step_function(
         self, settings: StepSettings | None = None
