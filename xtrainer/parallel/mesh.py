@@ -62,6 +62,9 @@ class ParallelConfig(Config):
     """What these modules keep besides their inputs, by the names of ``jax.checkpoint_policies``:
     ``nothing_saveable``, ``dots_with_no_batch_dims_saveable`` (products of activations with
     parameters), ``dots_saveable`` (those of attention as well), ``everything_saveable``."""
+    offload_optimizer_state: bool = False
+    """Keep what the optimizer keeps of each parameter (moments, say) in the memory of the hosts
+    between two steps, and move it to the devices within a step: less memory, slower steps."""
 
     @property
     def axis_names(self) -> tuple[str, str, str, str]:

@@ -49,6 +49,9 @@ def step_settings(
         layout=layout,
         param_shardings=shardings_of(state.params),
         freeze=freeze,
+        opt_state_shardings=(
+            shardings_of(state.opt_state) if parallel.offload_optimizer_state else None
+        ),
         remat=tuple(parallel.remat),
         remat_policy=parallel.remat_policy,
     )
@@ -141,7 +144,12 @@ def step_flops(
         rows: Rows of the batch that is counted.
     """
     plain = dataclasses.replace(
-        settings, accumulate_steps=1, remat=(), layout=None, param_shardings=None
+        settings,
+        accumulate_steps=1,
+        remat=(),
+        layout=None,
+        param_shardings=None,
+        opt_state_shardings=None,
     )
 
     def shapes(tree: PyTree, resize: Callable[[Any], tuple[int, ...]]) -> PyTree:
