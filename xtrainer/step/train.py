@@ -67,7 +67,7 @@ def make_train_step(
     ) -> tuple[TrainState, DeviceMetrics, jax.Array]:
         if row_mask is None:
             row_mask = jnp.ones(jax.tree.leaves(batch)[0].shape[0], bool)
-        state = state.replace(opt_state=_to_devices(state.opt_state, settings))
+        state = _on_devices(state, settings)
         rng = jax.random.fold_in(state.rng, state.step)
         result = gradient(state.params, state.mutable_variables, batch, row_mask, rng)
         updates, opt_state = optimizer.update(result.grads, state.opt_state, state.params)
@@ -83,9 +83,7 @@ def make_train_step(
         said = None if signals is None else reduce_signals(signals)
         new_state, accepted = guard_step(state, proposed, finite, settings.nonfinite_limit, said)
         metrics = _add_metrics(settings, metrics, result, state.params, accepted)
-        report = report_of(state, new_state, row_mask, said)
-        stored = _to_storage(new_state.opt_state, settings)
-        return new_state.replace(opt_state=stored), metrics, report
+        return _stored(new_state, settings), metrics, report_of(state, new_state, row_mask, said)
 
     return train_step
 
@@ -108,21 +106,19 @@ def train_layout(
     return MetricLayout.of(modes | dict.fromkeys(_norm_names(params, settings), ("mean",)))
 
 
-def _to_devices(opt_state: PyTree, settings: StepSettings) -> PyTree:
-    # Explicit moves of the whole tree: what is on the devices already is left as it is.
-    if settings.opt_state_shardings is None:
-        return opt_state
-    return jax.tree.map(
-        lambda x, place: jax.device_put(x, place.with_memory_kind("device")),
-        opt_state,
-        settings.opt_state_shardings,
-    )
+def _on_devices(state: TrainState, settings: StepSettings) -> TrainState:
+    places = settings.opt_state_shardings
+    if places is None:
+        return state
+    places = jax.tree.map(lambda place: place.with_memory_kind("device"), places)
+    return state.replace(opt_state=jax.device_put(state.opt_state, places))
 
 
-def _to_storage(opt_state: PyTree, settings: StepSettings) -> PyTree:
-    if settings.opt_state_shardings is None:
-        return opt_state
-    return jax.tree.map(jax.device_put, opt_state, settings.opt_state_shardings)
+def _stored(state: TrainState, settings: StepSettings) -> TrainState:
+    places = settings.opt_state_shardings
+    if places is None:
+        return state
+    return state.replace(opt_state=jax.device_put(state.opt_state, places))
 
 
 def _with_dtypes(tree: PyTree, like: PyTree) -> PyTree:
