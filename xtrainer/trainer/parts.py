@@ -249,9 +249,9 @@ class TrainerParts(Hooks):
 
     def step_settings(self) -> StepSettings:
         """Returns the settings of the step functions."""
-        freeze, remat = frozen_patterns(self.optimizer_config), self.model_config.parallel.remat
+        freeze, parallel = frozen_patterns(self.optimizer_config), self.model_config.parallel
         parts = (self.trainer_config, self.batch_layout, self.state)
-        return compiled.step_settings(*parts, freeze, remat)
+        return compiled.step_settings(*parts, freeze, parallel)
 
     def create_training_step_function(
         self, settings: StepSettings | None = None
@@ -324,6 +324,13 @@ class TrainerParts(Hooks):
             return None
         updates = step - (self.progress.skipped if skipped is None else skipped)
         return float(jax.device_get(self.lr_schedule(max(updates - 1, 0))))
+
+    def step_flops(self) -> float:
+        """Returns the floating-point operations of a step on a full batch, of all devices."""
+        settings, batch = self.step_settings(), batch_spec(self.exmp_batch)
+        rows = self.progress.batch_rows or num_rows(batch)
+        make_step = self.create_training_step_function
+        return compiled.step_flops(make_step, settings, self.state, batch, rows)
 
     def request_stop(self, reason: StopReason = StopReason.REQUESTED, detail: str = "") -> None:
         """Ends training after this step; the first reason is kept.
