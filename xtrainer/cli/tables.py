@@ -204,10 +204,9 @@ def _work(plan: RunPlan) -> Table:
     if not plan.train.compiled:
         table.add_row("operations and collectives", "not compiled", "not compiled")
         return table
-    operations = []
-    for step in _both(plan):
-        least = "" if step.flops_exact else "≥ "
-        operations.append("not known" if step.flops is None else least + show_flops(step.flops))
+    operations = [
+        "not known" if step.flops is None else show_flops(step.flops) for step in _both(plan)
+    ]
     table.add_row("operations, all devices", *operations)
     kinds = dict.fromkeys(c.kind for step in _both(plan) for c in step.collectives)
     for kind in kinds:

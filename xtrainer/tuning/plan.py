@@ -9,6 +9,7 @@ import jax
 from xtrainer.data import batch_spec, num_rows
 from xtrainer.errors import ConfigError
 from xtrainer.parallel import Collective, collectives_of
+from xtrainer.step import count_flops
 from xtrainer.trainer import TrainerModule
 from xtrainer.tuning.course import Checkpoints, Schedule, checkpoints, make_schedule, schedule_notes
 from xtrainer.tuning.layout import (
@@ -24,11 +25,6 @@ from xtrainer.tuning.layout import (
 from xtrainer.tuning.memory import StepMemory, measure_memory
 from xtrainer.types import JSON, BatchLike
 
-try:
-    from xtrainer.step.flops import count_flops  # type: ignore[import-not-found]
-except ImportError:
-    count_flops = None
-
 
 @dataclass(frozen=True)
 class StepPlan:
@@ -39,7 +35,6 @@ class StepPlan:
         memory: Bytes on one device.
         compiled: Whether ``memory`` counts what only the compiler knows.
         flops: Floating point operations of all devices together; None: not known.
-        flops_exact: False where bodies of loops are counted once: there are then more.
         collectives: What it sends between devices.
     """
 
@@ -47,7 +42,6 @@ class StepPlan:
     memory: StepMemory
     compiled: bool = False
     flops: float | None = None
-    flops_exact: bool = True
     collectives: tuple[Collective, ...] = ()
 
 
@@ -221,23 +215,8 @@ def _plan_step(trainer: TrainerModule, rows: int, train: bool, compile_steps: bo
     memory = measure_memory(state, data, compiled, in_flight, reads_optimizer=train)
     row_mask = jax.ShapeDtypeStruct((rows,), bool)
     arguments = (state, data, row_mask, window)
-    flops, exact = _flops(step, arguments, lowered, compiled, trainer.mesh.size)
-    return StepPlan(rows, memory, True, flops, exact, collectives_of(compiled.as_text() or ""))
-
-
-def _flops(
-    step: Any, arguments: tuple[Any, ...], lowered: Any, compiled: Any, num_devices: int
-) -> tuple[float | None, bool]:
-    """Returns the operations of a step on all devices, and whether loops are counted right.
-
-    This is the one place that decides how they are counted.
-    """
-    if count_flops is not None:
-        return float(count_flops(step, *arguments)), True
-    analysis, parts = lowered.cost_analysis(), 1
-    if analysis is None:  # for devices that are not there only the compiled program has it
-        analysis, parts = compiled.cost_analysis(), num_devices
-    return (None if analysis is None else parts * float(analysis["flops"])), False
+    flops = count_flops(step, *arguments)
+    return StepPlan(rows, memory, True, flops, collectives_of(compiled.as_text() or ""))
 
 
 def _placed_spec(trainer: TrainerModule, rows: int) -> BatchLike:
