@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 
 from xtrainer.data import LoaderPosition
-from xtrainer.metrics import to_host
+from xtrainer.metrics import start_to_host, to_host
 from xtrainer.state import Progress
 from xtrainer.step import StepReport
 
@@ -81,6 +81,7 @@ class InFlight:
         Returns:
             Whether the newest step that was read was refused, or the run has ended with it.
         """
+        start_to_host(report)
         self._waiting.append(report)
         self._positions.extend(positions)
         self._dispatched += len(positions)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import jax
 
-from xtrainer.metrics import DeviceMetrics, HostWindow, finish
+from xtrainer.metrics import DeviceMetrics, HostWindow, finish, start_to_host
 from xtrainer.step import StepReport
 from xtrainer.types import HostMetrics
 
@@ -45,8 +45,7 @@ class MetricWindows:
             report: int32 ``(7,)``, or ``(steps, 7)`` with the newest step last.
         """
         self._emit_pending()
-        self.current.packed.copy_to_host_async()
-        report.copy_to_host_async()
+        start_to_host(self.current.packed)  # the report is under way already
         self._pending = (self.current, report, epoch)
         self._renew()
         self._cut = self.step

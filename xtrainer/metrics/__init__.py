@@ -8,7 +8,7 @@ Synopsis:
 """
 
 from xtrainer.metrics.accumulate import LOG_MODES, DeviceMetrics, MetricLayout, accumulate
-from xtrainer.metrics.host import HostWindow, finish, to_host
+from xtrainer.metrics.host import HostWindow, finish, start_to_host, to_host
 from xtrainer.metrics.norms import global_norm, norms_per_param
 from xtrainer.metrics.summary import parameter_table, spec_text
 
@@ -23,5 +23,6 @@ __all__ = [
     "norms_per_param",
     "parameter_table",
     "spec_text",
+    "start_to_host",
     "to_host",
 ]

@@ -23,11 +23,21 @@ from xtrainer.metrics.accumulate import (
 from xtrainer.types import HostMetrics
 
 
+def start_to_host(array: jax.Array) -> None:
+    """Begins to copy an array to the host, so that :func:`to_host` finds it there later."""
+    if not _is_on_cpu(array):
+        array.copy_to_host_async()
+
+
 def to_host(array: jax.Array) -> np.ndarray:
     """Returns the values of an array that every device holds whole; waits for them."""
-    if next(iter(array.sharding.device_set)).platform == "cpu":
+    if _is_on_cpu(array):
         return np.asarray(array)  # no transfer; device_get takes ten times as long to find that out
     return np.asarray(jax.device_get(array))
+
+
+def _is_on_cpu(array: jax.Array) -> bool:
+    return next(iter(array.sharding.device_set)).platform == "cpu"
 
 
 @dataclass(frozen=True)
