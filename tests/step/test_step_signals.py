@@ -154,8 +154,8 @@ def all_reduces(made: Any, bits: Any = None) -> int:
     """Returns how often a compiled step sums over devices."""
     executor = made.compiled_train_step
     batch = made.prepare_train_batch(zoo.classification_data(16))
-    arguments = executor._arguments(batch, executor.new_window(), bits)
-    text = executor._compile(16).lower(made.state, *arguments).compile().as_text()
+    arguments = executor._named(made.state, batch, executor.new_window(), bits)
+    text = executor._function(16, 1).lower(*arguments.values()).compile().as_text()
     return text.count(" all-reduce(") + text.count(" all-reduce-start(")
 
 
