@@ -13,7 +13,6 @@ from xtrainer.errors import BatchError
 from xtrainer.parallel import BatchLayout
 from xtrainer.trainer.batches import BatchPreparer
 
-
 WIDE = 1024
 """Columns of a batch that is too large to go into a step as host arrays."""
 
