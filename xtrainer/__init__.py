@@ -20,6 +20,7 @@ from xtrainer.callbacks import (
     LearningRateMonitorConfig,
     ModelCheckpointConfig,
     ProgressBarConfig,
+    ThroughputConfig,
 )
 from xtrainer.config import Config, check_configs, parse_config
 from xtrainer.data import ArrayLoader, Batch, GrainLoader, prefetch
@@ -69,6 +70,7 @@ __all__ = [
     "SchedulerConfig",
     "StepSettings",
     "StopReason",
+    "ThroughputConfig",
     "TensorBoardLoggerConfig",
     "TrainState",
     "TrainerConfig",

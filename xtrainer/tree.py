@@ -1,6 +1,7 @@
 """How are the leaves of a tree named and counted?"""
 
 import fnmatch
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -57,6 +58,26 @@ def num_elements(tree: PyTree) -> int:
 def num_bytes(tree: PyTree) -> int:
     """Returns the bytes of all array leaves, counted once whatever the sharding."""
     return sum(_leaf_bytes(leaf) for leaf in jax.tree.leaves(tree))
+
+
+def device_bytes(tree: PyTree) -> int:
+    """Returns the bytes of all array leaves that one device holds.
+
+    Args:
+        tree: Arrays or ``ShapeDtypeStruct``s; a leaf without a sharding counts whole.
+
+    Example:
+        >>> device_bytes({"a": jax.ShapeDtypeStruct((4, 2), "float32")})
+        32
+    """
+    return sum(_shard_bytes(leaf) for leaf in jax.tree.leaves(tree))
+
+
+def _shard_bytes(leaf: Any) -> int:
+    sharding = getattr(leaf, "sharding", None)
+    if sharding is None or not leaf.size:
+        return _leaf_bytes(leaf)
+    return _leaf_bytes(leaf) * math.prod(sharding.shard_shape(leaf.shape)) // leaf.size
 
 
 def _leaf_bytes(leaf: Any) -> int:

@@ -20,7 +20,7 @@ from xtrainer.parallel import (
     record_modules,
     rematerialize,
 )
-from xtrainer.parallel.remat import names_module
+from xtrainer.parallel.remat import REMAT_POLICIES, names_module
 
 ROWS, WIDTH = 16, 4
 
@@ -104,7 +104,9 @@ class Handing(nn.Module):
 X = np.random.default_rng(0).normal(size=(ROWS, WIDTH)).astype(np.float32)
 
 
-def gradient(model: nn.Module, patterns: Any, layout: Any = None) -> tuple[Any, Any]:
+def gradient(
+    model: nn.Module, patterns: Any, layout: Any = None, policy: str = "nothing_saveable"
+) -> tuple[Any, Any]:
     """Returns a function of the parameters for gradient, loss and updates, and the parameters."""
     keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
     variables = dict(model.init(keys, X))
@@ -112,7 +114,7 @@ def gradient(model: nn.Module, patterns: Any, layout: Any = None) -> tuple[Any, 
     variables.pop("intermediates", None)
 
     def loss(params: Any) -> Any:
-        with constrain_module_outputs(layout, ROWS), rematerialize(patterns):
+        with constrain_module_outputs(layout, ROWS), rematerialize(patterns, policy):
             outputs, updates = model.apply(
                 {"params": params, **variables},
                 X,
@@ -128,6 +130,11 @@ def gradient(model: nn.Module, patterns: Any, layout: Any = None) -> tuple[Any, 
 def num_checkpoints(function: Any, params: Any) -> int:
     """Returns how often the jaxpr of a gradient computes something again."""
     return sum(path[-1] == "remat2" for path in primitives(jax.make_jaxpr(function)(params)))
+
+
+def num_products(function: Any, params: Any) -> int:
+    """Returns how many products of matrices the jaxpr of a gradient has."""
+    return sum(path[-1] == "dot_general" for path in primitives(jax.make_jaxpr(function)(params)))
 
 
 @pytest.mark.parametrize(
@@ -242,6 +249,67 @@ class Compiled(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         return CompiledDense(3)(x)
+
+
+class Attending(nn.Module):
+    """Products with parameters, and products of activations with each other."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        for index in range(2):
+            x = x + nn.Dense(WIDTH)(Scores(name=f"scores_{index}")(x))
+        return x
+
+
+class Scores(nn.Module):
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        parts = nn.tanh(nn.Dense(3 * WIDTH)(x))
+        query, key, value = jnp.split(parts.reshape(4, -1, 3 * WIDTH), 3, axis=-1)
+        scores = nn.softmax(query @ key.swapaxes(1, 2))
+        return nn.Dense(WIDTH)(jnp.sin(scores @ value).reshape(x.shape))
+
+
+POLICIES = list(REMAT_POLICIES)
+
+
+def test_the_policies_are_those_of_jax_and_each_computes_less_again_than_the_one_before() -> None:
+    found = []
+    for policy in POLICIES:
+        function, params = gradient(Attending(), ["Scores"], policy=policy)
+        found.append(
+            sum(p[-1] == "dot_general" for p in primitives(jax.make_jaxpr(function)(params)))
+        )
+    plain, params = gradient(Attending(), ())
+    least = sum(p[-1] == "dot_general" for p in primitives(jax.make_jaxpr(plain)(params)))
+    # Of each of two modules: two products of activations, and one with parameters besides (the
+    # result of the last one is needed nowhere).
+    assert found == [least + 2 * 3, least + 2 * 2, least, least]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_what_is_kept_does_not_change_the_numbers(policy: str) -> None:
+    plain, params = gradient(Attending(), ())
+    kept, _ = gradient(Attending(), ["Scores"], policy=policy)
+    expected, found = jax.jit(plain)(params), jax.jit(kept)(params)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_a_policy_that_keeps_more_leaves_more_for_the_backward_pass() -> None:
+    sizes = []
+    for policy in POLICIES:
+        function, params = gradient(Attending(), ["Scores"], policy=policy)
+        _, backward = jax.vjp(lambda p, f=function: f.__wrapped__(p)[0], params)
+        sizes.append(sum(leaf.size for leaf in jax.tree.leaves(backward)))
+    assert sizes == sorted(set(sizes))
+
+
+def test_policies_that_cannot_be_are_refused() -> None:
+    problems = ParallelConfig(remat=("Block",), remat_policy="dots_savable").problems()
+    assert len(problems) == 1 and "Did you mean 'dots_saveable'?" in problems[0]
+    problems = ParallelConfig(remat_policy="dots_saveable").problems()
+    assert len(problems) == 1 and "with remat=(), expected modules" in problems[0]
 
 
 def test_a_trace_that_jax_remembers_is_not_used() -> None:

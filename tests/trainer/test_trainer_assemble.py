@@ -13,7 +13,14 @@ from jax.sharding import PartitionSpec
 
 import xtrainer as xt
 from xtrainer.errors import ConfigError, MeshError
-from xtrainer.trainer.assemble import build_model, init_state, init_variables, model_layout
+from xtrainer.trainer import shapes_only
+from xtrainer.trainer.assemble import (
+    abstract_state,
+    build_model,
+    init_state,
+    init_variables,
+    model_layout,
+)
 
 
 class Scaled(nn.Module):
@@ -218,3 +225,31 @@ def test_a_mesh_with_an_axis_of_its_own_is_refused() -> None:
     mesh = jax.make_mesh((8,), ("data",), (jax.sharding.AxisType.Auto,))
     with pytest.raises(MeshError, match="that ParallelConfig does not name"):
         init_state(linear, EXAMPLE, optax.sgd(0.1), mesh=mesh)
+
+
+def test_an_abstract_state_is_the_shape_of_the_real_one() -> None:
+    parallel = xt.ParallelConfig(fsdp_axis_size=8, fsdp_min_weight_size=8)
+    precision = xt.PrecisionConfig(param_dtype="bfloat16")
+    arguments = (linear, EXAMPLE, optax.adam(0.1), 3, None, parallel, precision)
+    abstract, real = abstract_state(*arguments), init_state(*arguments)
+    assert jax.tree.structure(abstract) == jax.tree.structure(real)
+    for shape, array in zip(jax.tree.leaves(abstract), jax.tree.leaves(real), strict=True):
+        assert isinstance(shape, jax.ShapeDtypeStruct)
+        assert (shape.shape, shape.dtype) == (array.shape, array.dtype)
+        assert shape.weak_type == getattr(array, "weak_type", False)
+        assert shape.sharding.is_equivalent_to(array.sharding, array.ndim)
+    assert abstract.params["w"].sharding.spec == PartitionSpec(None, "fsdp")
+
+
+def test_an_abstract_state_of_any_size_is_described() -> None:
+    def huge(x: Any, rng: Any) -> Any:
+        return {"params": {"w": jnp.zeros((2**30, 2**30))}}
+
+    assert abstract_state(huge, EXAMPLE, optax.adam(0.1)).params["w"].size == 2**60
+
+
+def test_only_trainers_built_inside_have_shapes_for_a_state() -> None:
+    with shapes_only():
+        inside = zoo.make_trainer()
+    assert isinstance(inside.state.step, jax.ShapeDtypeStruct)
+    assert inside.tabulate_params() == zoo.make_trainer().tabulate_params()

@@ -7,6 +7,7 @@ import pytest
 import zoo
 
 import xtrainer as xt
+from xtrainer.step import count_flops
 from xtrainer.trainer.compiled import loss_terms, shardings_of, step_settings
 
 CONFIG = {
@@ -47,7 +48,9 @@ def test_the_settings_of_the_steps_are_those_of_the_config(trainer: Any) -> None
 
 def test_the_settings_name_the_modules_to_compute_again(trainer: Any) -> None:
     parts = (trainer.trainer_config, trainer.batch_layout, trainer.state)
-    assert step_settings(*parts, remat=["Block", "head"]).remat == ("Block", "head")
+    parallel = xt.ParallelConfig(remat=("Block", "head"), remat_policy="dots_saveable")
+    settings = step_settings(*parts, parallel=parallel)
+    assert (settings.remat, settings.remat_policy) == (("Block", "head"), "dots_saveable")
 
 
 @pytest.mark.parametrize(
@@ -79,3 +82,24 @@ def test_the_terms_of_a_loss_are_known_by_their_shapes_alone(trainer: Any) -> No
     assert terms.layout.modes == (("max",), ("max",))
     assert isinstance(terms.value, jax.ShapeDtypeStruct)
     assert loss_terms(*parts, train=False).layout.modes == (("mean_nopostfix",),) * 2
+
+
+@pytest.mark.parametrize("mesh", [1, 8])
+@pytest.mark.parametrize("pieces", [1, 4])
+def test_the_operations_of_a_step_are_those_of_the_model(mesh: int, pieces: int) -> None:
+    trainer = zoo.make_trainer(
+        model={"width": 64},
+        batch=zoo.classification_data(8),
+        mesh=zoo.devices(mesh),
+        parallel=xt.ParallelConfig(remat=("MLP",)),
+        gradient_accumulate_steps=pieces,
+    )
+    few = trainer.step_flops()
+    trainer.progress.batch_rows = 4096
+    products = 2 * 4096 * (4 * 64 + 64 * 3) * 2 + 2 * 4096 * 64 * 3
+    elements = 4096 * 64 * 4
+    assert products < trainer.step_flops() < 1.05 * (products + elements)
+    assert few < trainer.step_flops() / 100
+    step = trainer.create_training_step_function()
+    again = count_flops(step, trainer.state, zoo.classification_data(4096))
+    assert again > 1.1 * trainer.step_flops()  # what is computed again is not work of the model

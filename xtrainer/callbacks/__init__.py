@@ -10,6 +10,7 @@ from xtrainer.callbacks.extended_evaluation import ExtendedEvaluation, ExtendedE
 from xtrainer.callbacks.lr_monitor import LearningRateMonitor, LearningRateMonitorConfig
 from xtrainer.callbacks.profiler import JaxProfiler, JaxProfilerConfig
 from xtrainer.callbacks.progress_bar import ProgressBar, ProgressBarConfig
+from xtrainer.callbacks.throughput import Throughput, ThroughputConfig
 from xtrainer.callbacks.view import CallbackTrainer
 
 __all__ = [
@@ -26,5 +27,7 @@ __all__ = [
     "ModelCheckpointConfig",
     "ProgressBar",
     "ProgressBarConfig",
+    "Throughput",
+    "ThroughputConfig",
     "build_callbacks",
 ]

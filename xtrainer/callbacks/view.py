@@ -48,6 +48,10 @@ class CallbackTrainer(Protocol):
         """Returns the learning rate that the update of a step used; None: not known."""
         ...
 
+    def step_flops(self) -> float:
+        """Returns the floating-point operations of a training step, of all devices together."""
+        ...
+
     def gather_checkpoint(
         self, save_optimizer_state: bool, save_dataloader_state: bool, metrics: HostMetrics
     ) -> CheckpointItems:

@@ -163,6 +163,9 @@ def host_floats(metrics: Mapping[str, Any]) -> HostMetrics:
     """
     row: HostMetrics = {}
     for key, value in metrics.items():
+        if type(value) is float and type(key) is str:
+            row[key] = value
+            continue
         if not isinstance(key, str):
             raise MetricError(f"Found the metric name {key!r}, expected a text. Rename it.")
         if not isinstance(value, numbers.Real) and not _is_scalar_array(value):

@@ -35,6 +35,10 @@ class LoggerConfig(Config):
     )
     """Who is told beside the console, in this order."""
 
+    console_interval_s: float = 0.1
+    """Seconds between two rows of training on the console and in the text log, at the least; of
+    those that come sooner only the newest is shown. The other tools are told of every row."""
+
     cmd_logging_name: str = "output"
     """Each process's messages go to ``<run folder>/<this>_<process>.log``."""
 
@@ -45,6 +49,10 @@ class LoggerConfig(Config):
             problems.append(
                 f"log_every_n_steps: found {self.log_every_n_steps}, "
                 "expected a number of steps >= 1."
+            )
+        if self.console_interval_s < 0:
+            problems.append(
+                f"console_interval_s: found {self.console_interval_s}, expected seconds >= 0."
             )
         if self.log_path is not None and not self.log_path.strip():
             problems.append(
@@ -135,7 +143,7 @@ def build_loggers(config: LoggerConfig | None, *, is_main: bool, process_index: 
     if folder is not None:
         tools.append(CommandLog(folder, config.cmd_logging_name, process_index))
     if is_main:
-        tools.append(ConsoleLogger())
+        tools.append(ConsoleLogger(config.console_interval_s))
         tools += [tool.create(folder) for tool in config.log_tools]
     return MultiLogger(tools)
 

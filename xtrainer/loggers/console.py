@@ -1,7 +1,9 @@
 """What does a person at the terminal see? One line a row, and a file of each process's messages."""
 
 import logging
+import math
 import sys
+import time
 from pathlib import Path
 
 from xtrainer.loggers.base import LoggerTool
@@ -18,10 +20,16 @@ class ConsoleLogger(LoggerTool):
 
     While it is open, messages of xtrainer are shown on stdout, unless the program has set up
     logging so that they are shown already.
+
+    Args:
+        min_interval_s: Seconds between two rows of training, at the least.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, min_interval_s: float = 0.0) -> None:
         self._handler: logging.Handler | None = None
+        self._min_interval_s = min_interval_s
+        self._said_at = -math.inf
+        self._waiting: tuple[HostMetrics, int, str, int] | None = None
 
     def open(self) -> None:
         """Makes messages visible on stdout where nothing else shows them."""
@@ -30,13 +38,29 @@ class ConsoleLogger(LoggerTool):
             _attach(self._handler)
 
     def log_metrics(self, metrics: HostMetrics, step: int, mode: str, epoch: int) -> None:
-        """Says one row."""
+        """Says one row; one of training that comes too soon waits, and a newer one replaces it."""
+        now = time.monotonic()
+        if mode == "train" and now - self._said_at < self._min_interval_s:
+            self._waiting = (metrics, step, mode, epoch)
+            return
+        if mode != "train":
+            self._say_waiting()
+        self._said_at, self._waiting = now, None
+        self._say(metrics, step, mode, epoch)
+
+    def _say_waiting(self) -> None:
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            self._say(*waiting)
+
+    def _say(self, metrics: HostMetrics, step: int, mode: str, epoch: int) -> None:
         self.open()
         values = [f"{mode}/{key} {value:.4g}" for key, value in metrics.items()]
         _log.info("%s", " | ".join([f"step {step}", f"epoch {epoch}", *values]))
 
     def log_text(self, key: str, text: str, step: int) -> None:
         """Says a text, under a line with its key."""
+        self._say_waiting()
         self.open()
         _log.info("%s at step %d:\n%s", key, step, text)
 
@@ -46,7 +70,8 @@ class ConsoleLogger(LoggerTool):
             self._handler.flush()
 
     def finalize(self, status: str) -> None:
-        """Leaves Python's logging as it was."""
+        """Says the last row and leaves Python's logging as it was."""
+        self._say_waiting()
         handler, self._handler = self._handler, None
         if handler is not None:
             _detach(handler)

@@ -20,6 +20,7 @@ CONFIG_FILE = "config.json"
 
 _SET_NAME = re.compile(r"(?!\.)[A-Za-z0-9_.-]{1,64}")
 _FIXED_COLUMNS = ("step", "epoch")
+_ENCODER = json.JSONEncoder(allow_nan=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +94,7 @@ class FileLogger(LoggerTool):
             self.folder.mkdir(parents=True, exist_ok=True)
             path = self.folder / METRICS_FILE
             _mend_rows(path)
-            self._rows = open(path, "a", encoding="utf-8", newline="\n", buffering=1)
+            self._rows = open(path, "a", encoding="utf-8", newline="\n")
         return self._rows
 
 
@@ -106,18 +107,23 @@ class CsvTable:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file: IO[str] | None = None
+        self._writer: Any = None
         self._columns: list[str] = []
+        self._names: dict[str, str] = {}  # columns by metric
 
     def append(self, step: int, epoch: int, metrics: HostMetrics) -> None:
         """Writes one row."""
-        cells = {_column(key): value for key, value in metrics.items()}
+        names = self._names
+        for key in metrics.keys() - names.keys():
+            names[key] = _column(key)
+        cells = {names[key]: value for key, value in metrics.items()}
         file = self._file or self._reopen()
         new = [column for column in cells if column not in self._columns]
         if new or not self._columns:
             file = self._widen(new)
         known = self._columns[len(_FIXED_COLUMNS) :]
         values = ["" if (cell := cells.get(column)) is None else repr(cell) for column in known]
-        csv.writer(file, lineterminator="\n").writerow([step, epoch, *values])
+        self._writer.writerow([step, epoch, *values])
         file.flush()
 
     def close(self) -> None:
@@ -131,7 +137,8 @@ class CsvTable:
             _cut_after_last_newline(self.path)
             with open(self.path, encoding="utf-8", newline="") as file:
                 self._columns = next(csv.reader(file), [])
-        self._file = open(self.path, "a", encoding="utf-8", newline="", buffering=1)
+        self._file = open(self.path, "a", encoding="utf-8", newline="")
+        self._writer = csv.writer(self._file, lineterminator="\n")
         return self._file
 
     def _widen(self, new: list[str]) -> IO[str]:
@@ -186,7 +193,7 @@ def _encode_row(row: HostMetrics, step: int, mode: str, epoch: int) -> str:
     }
     if nonfinite:
         entry["nonfinite"] = nonfinite
-    return json.dumps(entry, allow_nan=False) + "\n"
+    return _ENCODER.encode(entry) + "\n"
 
 
 def _decode_row(line: str) -> dict[str, Any] | None:

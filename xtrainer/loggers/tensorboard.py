@@ -49,6 +49,7 @@ class TensorBoardLogger(LoggerTool):
         self.flush_every_s = flush_every_s
         self._writer: Any = None
         self._flushed_at: float = 0.0
+        self._tags: dict[str, dict[str, str]] = {}  # by set and metric
 
     def open(self) -> None:
         """Begins an event file."""
@@ -73,9 +74,11 @@ class TensorBoardLogger(LoggerTool):
         from tensorboardX.proto import summary_pb2
 
         summary: Any = summary_pb2.Summary  # type: ignore[attr-defined]
+        tags = self._tags.setdefault(mode, {})
+        for key in metrics.keys() - tags.keys():
+            tags[key] = _tag(f"{mode}/{key}")
         values = [
-            summary.Value(tag=_tag(f"{mode}/{key}"), simple_value=value)
-            for key, value in metrics.items()
+            summary.Value(tag=tags[key], simple_value=value) for key, value in metrics.items()
         ]
         values.append(summary.Value(tag=_tag(f"epoch/{mode}"), simple_value=epoch))
         self._write(summary(value=values), step)

@@ -35,6 +35,7 @@ class Ledger:
 
     Attributes:
         seconds: By account.
+        first_step: The accounts when the first step was done; empty before.
         details: By part within an account, such as a callback's class.
 
     Example:
@@ -48,7 +49,8 @@ class Ledger:
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
-        self.seconds = dict.fromkeys(ACCOUNTS, 0.0)
+        self.seconds: dict[str, float] = {name: 0.0 for name in ACCOUNTS}
+        self.first_step: dict[str, float] = {}
         self.details: dict[str, float] = {}
         self._clock = clock
         self._open: list[str] = []
@@ -74,6 +76,14 @@ class Ledger:
         """Counts seconds for another account than the one they were spent in."""
         self.seconds[source] -= seconds
         self.seconds[target] += seconds
+
+    def snapshot(self) -> dict[str, float]:
+        """Returns the seconds by account up to now."""
+        if self._open:
+            now = self._clock()
+            self.seconds[self._open[-1]] += now - self._since
+            self._since = now
+        return dict(self.seconds)
 
     @property
     def total(self) -> float:

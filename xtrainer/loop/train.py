@@ -77,6 +77,7 @@ class _Run:
         self.results: Results = {}
         self.newest_row: HostMetrics = {}
         self.executor = trainer.train_executor()
+        self.compile_s = self.executor.programs.compile_s
         done = trainer.progress
         self.windows = MetricWindows(self.executor.new_window, self.log_row, done.step)
         self.together = Together()
@@ -98,12 +99,10 @@ class _Run:
         self.feed.epoch_is_full = False
         self.in_flight.start(Moment.of(progress, self.loaders.train.position))
         trainer.notify("on_training_epoch_start", epoch)
-        compiled = self.executor.programs.compile_s
         with transfer_guard(trainer), trainer.ledger.spent("step"):
             self.steps(epoch)
             settled = self.settle()
-        waited = self.executor.programs.compile_s - compiled
-        trainer.ledger.move("step", "compile", waited)
+        self.account_for_compiling()
         if not settled:
             self.rewind()
             return
@@ -163,15 +162,31 @@ class _Run:
             )
         progress.step = windows.step = step = progress.step + len(group)
         progress.step_in_epoch += len(group)
-        trainer.first_step = False
         if item.batch.examples > progress.batch_rows:
             progress.batch_rows = item.batch.examples
+        if trainer.first_step:
+            self.first_step_done(report)
         if self.in_flight.push(report, [one.position for one in group]):
             self.check(self.in_flight.newest)
             if self.over:
                 return
         if self.next_event is not None and step >= self.next_event:
             self.events(step, epoch, report)
+
+    def first_step_done(self, report: jax.Array) -> None:
+        """Waits for the first step of a trainer, once, and tells how long it took to get there."""
+        trainer = self.trainer
+        trainer.first_step = False
+        jax.block_until_ready(report)
+        self.account_for_compiling()
+        trainer.ledger.first_step = spent = trainer.ledger.snapshot()
+        parts = ", ".join(f"{name} {s:.2f} s" for name, s in spent.items() if s >= 0.005)
+        _LOG.info("First step after %.2f s: %s.", sum(spent.values()), parts)
+
+    def account_for_compiling(self) -> None:
+        """Counts the time in which the steps have waited for a program as compilation."""
+        before, self.compile_s = self.compile_s, self.executor.programs.compile_s
+        self.trainer.ledger.move("step", "compile", self.compile_s - before)
 
     def bits(self, item: Item) -> int:
         """Returns what this process says to the others with a batch."""

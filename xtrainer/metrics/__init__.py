@@ -10,7 +10,7 @@ Synopsis:
 from xtrainer.metrics.accumulate import LOG_MODES, DeviceMetrics, MetricLayout, accumulate
 from xtrainer.metrics.host import HostWindow, finish, to_host
 from xtrainer.metrics.norms import global_norm, norms_per_param
-from xtrainer.metrics.summary import parameter_table
+from xtrainer.metrics.summary import parameter_table, spec_text
 
 __all__ = [
     "LOG_MODES",
@@ -22,5 +22,6 @@ __all__ = [
     "global_norm",
     "norms_per_param",
     "parameter_table",
+    "spec_text",
     "to_host",
 ]

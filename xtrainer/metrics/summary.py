@@ -1,7 +1,6 @@
 """What are the parameters? A table of path, shape, dtype, layout, size and what moves them."""
 
 import io
-import math
 from typing import Any
 
 import jax
@@ -9,7 +8,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from xtrainer.tree import flatten_with_paths, num_bytes, num_elements
+from xtrainer.tree import device_bytes, flatten_with_paths, num_bytes, num_elements
 from xtrainer.types import PyTree
 
 UNKNOWN = "–"
@@ -38,7 +37,7 @@ def parameter_table(
         "parameter": "total",
         "elements": f"{num_elements(params):,}",
         "bytes": f"{num_bytes(params):,}",
-        "per device": f"{sum(map(_device_bytes, leaves.values())):,}",
+        "per device": f"{device_bytes(params):,}",
         "decay": _count(decayed),
         "frozen": _count(frozen),
     }
@@ -57,23 +56,22 @@ def parameter_table(
     decays, stills = (_answers(tree, list(leaves)) for tree in (decayed, frozen))
     for path, leaf in leaves.items():
         shape = "×".join(str(length) for length in leaf.shape) or "scalar"
-        sizes = (num_elements(leaf), num_bytes(leaf), _device_bytes(leaf))
+        sizes = (num_elements(leaf), num_bytes(leaf), device_bytes(leaf))
         numbers = (f"{size:,}" for size in sizes)
-        cells = (shape, str(leaf.dtype), _spec(leaf), *numbers, decays[path], stills[path])
+        cells = (shape, str(leaf.dtype), spec_text(leaf), *numbers, decays[path], stills[path])
         table.add_row(path, *cells)
     stream = io.StringIO()
     Console(file=stream, width=120, color_system=None).print(table)
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()).strip("\n")
 
 
-def _device_bytes(leaf: Any) -> int:
-    sharding = getattr(leaf, "sharding", None)
-    if sharding is None or not leaf.size:
-        return num_bytes(leaf)
-    return num_bytes(leaf) * math.prod(sharding.shard_shape(leaf.shape)) // leaf.size
+def spec_text(leaf: Any) -> str:
+    """Returns which mesh axes each dimension of an array is spread over, for a table.
 
-
-def _spec(leaf: Any) -> str:
+    Example:
+        >>> spec_text(jax.ShapeDtypeStruct((8, 4), "float32"))
+        'whole'
+    """
     spec = getattr(getattr(leaf, "sharding", None), "spec", None) or ()
     if all(axis is None for axis in spec):
         return "whole"

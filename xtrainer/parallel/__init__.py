@@ -9,6 +9,7 @@ Synopsis:
 
 from xtrainer.parallel.activations import constrain_batch, constrain_module_outputs
 from xtrainer.parallel.annotations import read_annotations, unbox
+from xtrainer.parallel.collectives import Collective, collectives_of
 from xtrainer.parallel.mesh import ParallelConfig, build_mesh, check_mesh
 from xtrainer.parallel.partition import state_shardings
 from xtrainer.parallel.pipeline import PipelinedStack, bubble_fraction, pipeline, stages_of
@@ -18,6 +19,7 @@ from xtrainer.parallel.rules import ParamLayout, lay_out
 
 __all__ = [
     "BatchLayout",
+    "Collective",
     "ModuleName",
     "ParallelConfig",
     "ParamLayout",
@@ -26,6 +28,7 @@ __all__ = [
     "build_mesh",
     "check_mesh",
     "check_remat",
+    "collectives_of",
     "constrain_batch",
     "constrain_module_outputs",
     "copy_tree",

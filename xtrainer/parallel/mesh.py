@@ -12,8 +12,9 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from xtrainer.config import Config, check_configs
-from xtrainer.errors import MeshError
+from xtrainer.errors import MeshError, did_you_mean
 from xtrainer.parallel.patterns import pattern_problem
+from xtrainer.parallel.remat import REMAT_POLICIES
 
 AxisRule = str | tuple[str, ...] | list[str] | None
 """Mesh axes that one dimension is spread over; None: it stays whole."""
@@ -57,6 +58,13 @@ class ParallelConfig(Config):
     """Linen modules whose activations are computed again in the backward pass instead of kept: by
     class name (``Block``) or path (``block_*``), see :func:`xtrainer.parallel.remat.names_module`.
     """
+    remat_policy: str = "nothing_saveable"
+    """What these modules keep besides their inputs, by the names of ``jax.checkpoint_policies``:
+    ``nothing_saveable``, ``dots_with_no_batch_dims_saveable`` (products of activations with
+    parameters), ``dots_saveable`` (those of attention as well), ``everything_saveable``."""
+    offload_optimizer_state: bool = False
+    """Keep what the optimizer keeps of each parameter (moments, say) in the memory of the hosts
+    between two steps, and move it to the devices within a step: less memory, slower steps."""
 
     @property
     def axis_names(self) -> tuple[str, str, str, str]:
@@ -98,6 +106,14 @@ class ParallelConfig(Config):
         if self.fsdp_min_weight_size < 0:
             found.append(
                 f"fsdp_min_weight_size: found {self.fsdp_min_weight_size}, expected a number >= 0."
+            )
+        if self.remat_policy not in REMAT_POLICIES:
+            hint = did_you_mean(self.remat_policy, REMAT_POLICIES)
+            found.append(f"remat_policy: found {self.remat_policy!r}. {hint}")
+        elif self.remat_policy != "nothing_saveable" and not self.remat:
+            found.append(
+                f"remat_policy: found {self.remat_policy!r} with remat=(), expected modules that "
+                "are computed again. Name them in remat."
             )
         return found + self._rule_problems()
 

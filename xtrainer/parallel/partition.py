@@ -2,12 +2,17 @@
 
 from typing import Any
 
+import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from xtrainer.errors import MeshError
 from xtrainer.parallel.mesh import ParallelConfig
 from xtrainer.parallel.rules import Annotations, lay_out
 from xtrainer.tree import flatten_with_paths, map_with_paths
 from xtrainer.types import PyTree
+
+HOST_MEMORY = "pinned_host"
+"""Memory of a host that its devices can read from and write to."""
 
 
 def state_shardings(
@@ -18,7 +23,8 @@ def state_shardings(
     A leaf belongs to the parameter whose path ends its own path and whose shape it has
     (``opt_state/0/mu/dense/kernel`` and ``ema/dense/kernel`` to ``dense/kernel``), so that wrapped,
     masked and multi-transform optimizers and averages need no help. What belongs to no parameter is
-    replicated.
+    replicated. With ``config.offload_optimizer_state`` what belongs to one in ``opt_state`` lies in
+    the memory of the hosts.
 
     Args:
         state: A ``TrainState`` of arrays or ``ShapeDtypeStruct``s, without boxes; any tree with
@@ -29,13 +35,19 @@ def state_shardings(
 
     Raises:
         ConfigError: For metadata and rules that do not fit the parameter they lay out.
+        MeshError: If the optimizer's state shall be offloaded and the devices see no host memory.
     """
+    if config.offload_optimizer_state:
+        _check_host_memory(mesh)
     specs = lay_out(state.params, mesh, config, annotations).specs
     shapes = {path: leaf.shape for path, leaf in flatten_with_paths(state.params).items()}
 
     def sharding(path: str, leaf: Any) -> NamedSharding:
         owner = _owner(path, leaf.shape, shapes)
-        return NamedSharding(mesh, specs[owner] if owner is not None else PartitionSpec())
+        if owner is None:
+            return NamedSharding(mesh, PartitionSpec())
+        hosted = config.offload_optimizer_state and path.startswith("opt_state/")
+        return NamedSharding(mesh, specs[owner], memory_kind=HOST_MEMORY if hosted else None)
 
     return map_with_paths(sharding, state)
 
@@ -46,6 +58,18 @@ def param_shardings(
     """Returns a sharding for each parameter; see :func:`state_shardings`."""
     specs = lay_out(params, mesh, config, annotations).specs
     return map_with_paths(lambda path, _: NamedSharding(mesh, specs[path]), params)
+
+
+def _check_host_memory(mesh: Mesh) -> None:
+    own = [d for d in mesh.devices.flat if d.process_index == jax.process_index()]
+    device = (own or list(mesh.devices.flat))[0]
+    found = [memory.kind for memory in device.addressable_memories()]
+    if HOST_MEMORY not in found:
+        raise MeshError(
+            f"parallel.offload_optimizer_state: found devices of kind {device.device_kind!r} with "
+            f"the memories {found}, expected {HOST_MEMORY!r} among them. Turn it off on this "
+            "backend, or spread the state over more devices (fsdp_axis_size)."
+        )
 
 
 def _owner(path: str, shape: tuple[int, ...], shapes: dict[str, tuple[int, ...]]) -> str | None:

@@ -2,8 +2,9 @@
 
 import fnmatch
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -15,6 +16,20 @@ from xtrainer.parallel.patterns import REGEX
 
 _TRACED_FOR = jax.make_user_context(None)
 """What modules are traced for; a part of the keys of JAX's caches of traces (``nn.jit``)."""
+
+REMAT_POLICIES: Mapping[str, Callable[..., Any]] = MappingProxyType(
+    {
+        name: getattr(jax.checkpoint_policies, name)
+        for name in (
+            "nothing_saveable",
+            "dots_with_no_batch_dims_saveable",
+            "dots_saveable",
+            "everything_saveable",
+        )
+    }
+)
+"""What may be kept of a module that is computed again, by JAX's names, from nothing to all. Those
+of ``jax.checkpoint_policies`` that take arguments are left to ``nn.remat`` in the model."""
 
 
 class ModuleName(NamedTuple):
@@ -49,10 +64,10 @@ def names_module(pattern: str, module: ModuleName) -> bool:
 
 
 @contextmanager
-def rematerialize(patterns: Sequence[str]) -> Iterator[None]:
+def rematerialize(patterns: Sequence[str], policy: str = "nothing_saveable") -> Iterator[None]:
     """Puts every call of a Linen module that a pattern names under ``jax.checkpoint``.
 
-    In the backward pass the module is computed again from its inputs, and only those are kept
+    In the backward pass the module is computed again from its inputs and what the policy keeps
     (Chen et al., Training Deep Nets with Sublinear Memory Cost, 2016,
     https://arxiv.org/abs/1604.06174). The values, random masks, updated collections and sown values
     are those of the plain call. Arguments that are no arrays (``train=True``) stay Python values.
@@ -60,6 +75,7 @@ def rematerialize(patterns: Sequence[str]) -> Iterator[None]:
 
     Args:
         patterns: See :func:`names_module`; none changes nothing.
+        policy: A name of ``REMAT_POLICIES``: what is kept besides the inputs.
 
     Raises:
         ConfigError: Inside, if such a module is called where the model itself intercepts methods.
@@ -77,9 +93,9 @@ def rematerialize(patterns: Sequence[str]) -> Iterator[None]:
                 "nn.intercept_methods of the model itself; these do not go together. Use nn.remat "
                 "in the model and leave the name out of remat."
             )
-        return _checkpointed(context.orig_method.func, context.module, args, kwargs)
+        return _checkpointed(context.orig_method.func, context.module, args, kwargs, policy)
 
-    with _TRACED_FOR(tuple(patterns)), nn.intercept_methods(interceptor):
+    with _TRACED_FOR((*patterns, policy)), nn.intercept_methods(interceptor):
         yield
 
 
@@ -139,8 +155,8 @@ def _is_traced(x: Any) -> bool:
     return isinstance(x, jax.Array | np.ndarray | nn.Module | nn.Variable)
 
 
-def _checkpointed(method: Any, module: nn.Module, args: Any, kwargs: Any) -> Any:
-    """Returns ``method(module, *args, **kwargs)`` with only its array arguments kept.
+def _checkpointed(method: Any, module: nn.Module, args: Any, kwargs: Any, policy: str) -> Any:
+    """Returns ``method(module, *args, **kwargs)`` with its array arguments and little more kept.
 
     ``nn.remat`` of a class cannot be used, as the class is chosen inside the model; its form for
     functions of a bound module does the same to one call. It is given the method itself, not the
@@ -157,6 +173,7 @@ def _checkpointed(method: Any, module: nn.Module, args: Any, kwargs: Any) -> Any
         returned["leaves"], returned["tree"] = jax.tree.flatten(method(module, *args, **kwargs))
         return [leaf for leaf in returned["leaves"] if _is_traced(leaf)]
 
-    outputs = iter(nn.remat(rematerialized)(module, arrays))
+    lifted = nn.remat(rematerialized, policy=REMAT_POLICIES[policy])
+    outputs = iter(lifted(module, arrays))
     leaves_out = [next(outputs) if _is_traced(leaf) else leaf for leaf in returned["leaves"]]
     return jax.tree.unflatten(returned["tree"], leaves_out)

@@ -9,6 +9,7 @@ from xtrainer.step.apply import BoundApply
 from xtrainer.step.compile import EvalExecutor, TrainExecutor
 from xtrainer.step.evaluate import make_eval_step
 from xtrainer.step.executor import PlacedBatch
+from xtrainer.step.flops import count_flops
 from xtrainer.step.guard import StepReport
 from xtrainer.step.loss import LossTerms, describe_loss
 from xtrainer.step.precision import PrecisionConfig, cast_floating
@@ -29,6 +30,7 @@ __all__ = [
     "StepSettings",
     "TrainExecutor",
     "cast_floating",
+    "count_flops",
     "describe_loss",
     "make_eval_step",
     "make_train_step",

@@ -60,7 +60,8 @@ class BoundApply:
         remat = self._settings.remat if self._train else ()
         layout = self._settings.layout
         # The inner one is that which calls the modules, see rematerialize.
-        with stages_of(layout), constrain_module_outputs(layout, self._rows), rematerialize(remat):
+        again = rematerialize(remat, self._settings.remat_policy)
+        with stages_of(layout), constrain_module_outputs(layout, self._rows), again:
             result = self._apply_fn(variables, *args, **kwargs)
         if gather:
             result, updates = result

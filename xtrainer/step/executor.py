@@ -70,7 +70,7 @@ class Executor(abc.ABC):
         self._by_kind: dict[Hashable, Program] = {}
         self._functions: dict[Hashable, Any] = {}
         with jax.ensure_compile_time_eval():
-            self._zeros = jax.tree.map(np.asarray, DeviceMetrics.zeros(metric_layout))
+            self._zeros = jax.tree.map(np.array, DeviceMetrics.zeros(metric_layout))
         self._make_window: Program | None = None
 
     def __call__(

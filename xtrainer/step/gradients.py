@@ -167,8 +167,12 @@ def _scan(
 
     def body(total: BatchGradient, xs: Any) -> tuple[BatchGradient, None]:
         index, (batch, mask) = xs
+        # Tied to the sums of the loop: otherwise XLA gathers the parameters of all layers before it
+        # and keeps them through it, which under FSDP is one more whole model on each device.
+        held, sums = jax.lax.optimization_barrier((params, total.grads))
         key = jax.random.fold_in(rng, index)
-        return _add(total, micro(params, total.terms.mutable, batch, mask, key)), None
+        part = micro(held, total.terms.mutable, batch, mask, key)
+        return _add(total.replace(grads=sums), part), None
 
     total, _ = jax.lax.scan(body, start, (jnp.arange(count), pieces))
     return total

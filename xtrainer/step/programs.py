@@ -152,8 +152,9 @@ class Programs:
     def _keep(
         self, key: Hashable, program: Future[jax.stages.Compiled], arguments: Mapping[str, Any]
     ) -> None:
-        self._newest = spec_of(dict(arguments))
-        self._found[key] = (program, self._newest)
+        specs: Mapping[str, Any] = spec_of(dict(arguments))
+        self._newest = specs
+        self._found[key] = (program, specs)
 
     def _report(self, changes: list[str]) -> None:
         shown = changes[:10] + ([f"and {len(changes) - 10} more"] if len(changes) > 10 else [])

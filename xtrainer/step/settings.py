@@ -27,7 +27,10 @@ class StepSettings:
         seed_eval: Seed of the random numbers of evaluation.
         layout: Mesh and batch axes for constraints on activations; None: one device.
         param_shardings: Sharding of each parameter, kept by the gradient sums; None: none.
+        opt_state_shardings: Sharding of each leaf of the optimizer's state between steps, where
+            some lie in the memory of the hosts; None: all stay on the devices.
         remat: Modules whose activations are computed again, see ``ParallelConfig.remat``.
+        remat_policy: What they keep, see ``ParallelConfig.remat_policy``.
         freeze: Patterns of the parameters for which no gradient is computed; it counts as 0.
     """
 
@@ -45,5 +48,7 @@ class StepSettings:
     seed_eval: int = 0
     layout: BatchLayout | None = None
     param_shardings: PyTree | None = None
+    opt_state_shardings: PyTree | None = None
     remat: tuple[str, ...] = ()
+    remat_policy: str = "nothing_saveable"
     freeze: tuple[str, ...] = ()

@@ -66,6 +66,7 @@ def make_train_step(
     ) -> tuple[TrainState, DeviceMetrics, jax.Array]:
         if row_mask is None:
             row_mask = jnp.ones(jax.tree.leaves(batch)[0].shape[0], bool)
+        state = _on_devices(state, settings)
         rng = jax.random.fold_in(state.rng, state.step)
         result = gradient(state.params, state.mutable_variables, batch, row_mask, rng)
         updates, opt_state = optimizer.update(result.grads, state.opt_state, state.params)
@@ -74,16 +75,15 @@ def make_train_step(
             opt_state=_with_dtypes(opt_state, state.opt_state),
             mutable_variables=result.terms.mutable,
         )
-        terms = result.terms
         # The norm of the gradient, as a square that overflows would stay in the second moments.
         norm = checked_norm(result.grads, updates)
-        finite = all_finite(terms.value, terms.weight, norm, terms.mutable)
+        terms = result.terms
         norms = _norm_values(norm, result.grads, state.params, settings)
-        finite &= _is_read(norms)
+        finite = all_finite(terms.value, terms.weight, norm, terms.mutable) & _is_read(norms)
         said = None if signals is None else reduce_signals(signals)
         new_state, accepted = guard_step(state, proposed, finite, settings.nonfinite_limit, said)
         metrics = _add_metrics(settings, metrics, result, norms, state.params, accepted)
-        return new_state, metrics, report_of(state, new_state, row_mask, said)
+        return _stored(new_state, settings), metrics, report_of(state, new_state, row_mask, said)
 
     return train_step
 
@@ -104,6 +104,21 @@ def train_layout(
         )
     modes = dict(zip(terms_layout.names, terms_layout.modes, strict=True))
     return MetricLayout.of(modes | dict.fromkeys(_norm_names(params, settings), ("mean",)))
+
+
+def _on_devices(state: TrainState, settings: StepSettings) -> TrainState:
+    places = settings.opt_state_shardings
+    if places is None:
+        return state
+    places = jax.tree.map(lambda place: place.with_memory_kind("device"), places)
+    return state.replace(opt_state=jax.device_put(state.opt_state, places))
+
+
+def _stored(state: TrainState, settings: StepSettings) -> TrainState:
+    places = settings.opt_state_shardings
+    if places is None:
+        return state
+    return state.replace(opt_state=jax.device_put(state.opt_state, places))
 
 
 def _with_dtypes(tree: PyTree, like: PyTree) -> PyTree:

@@ -8,8 +8,16 @@ Synopsis:
     trainer.train_model(train_loader, val_loader, num_epochs=3)
 """
 
-from xtrainer.trainer.assemble import init_state
+from xtrainer.trainer.assemble import abstract_state, init_state
 from xtrainer.trainer.config import ModelConfig, TrainerConfig
 from xtrainer.trainer.module import TrainerModule
+from xtrainer.trainer.shapes import shapes_only
 
-__all__ = ["ModelConfig", "TrainerConfig", "TrainerModule", "init_state"]
+__all__ = [
+    "ModelConfig",
+    "TrainerConfig",
+    "TrainerModule",
+    "abstract_state",
+    "init_state",
+    "shapes_only",
+]

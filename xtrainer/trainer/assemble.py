@@ -3,7 +3,7 @@
 import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.core
 import jax
@@ -112,6 +112,54 @@ def init_state(
         >>> init_state(init, jnp.ones((4, 3)), optax.sgd(0.1)).params["w"].shape
         (3,)
     """
+    state = _describe_state(init, exmp_input, optimizer, seed, mesh, parallel, precision)
+    if is_main_process():
+        for line in state.unused:
+            _LOG.warning("%s", line)
+    shardings = jax.tree.map(lambda x: x.sharding, state.shapes)
+    return jax.jit(state.create, out_shardings=shardings)()
+
+
+def abstract_state(
+    init: InitFn,
+    exmp_input: PyTree,
+    optimizer: optax.GradientTransformation,
+    seed: int = 0,
+    mesh: Mesh | None = None,
+    parallel: ParallelConfig | None = None,
+    precision: PrecisionConfig | None = None,
+) -> TrainState:
+    """Returns the shapes of what :func:`init_state` would return, each with its sharding.
+
+    Nothing is computed, and the devices of the mesh need not exist: a state of any size can be
+    looked at, and a step be lowered and compiled for it. Arguments and errors are those of
+    :func:`init_state`.
+
+    Example:
+        >>> init = lambda x, rng: {"params": {"w": jnp.zeros((1 << 20, x.shape[-1]))}}
+        >>> abstract_state(init, jnp.ones((4, 1 << 20)), optax.sgd(0.1)).params["w"].shape
+        (1048576, 1048576)
+    """
+    return _describe_state(init, exmp_input, optimizer, seed, mesh, parallel, precision).shapes
+
+
+class _StateDescription(NamedTuple):
+    """How a state is made, its shapes with their shardings, and the rules that did nothing."""
+
+    create: Callable[[], TrainState]
+    shapes: TrainState
+    unused: tuple[str, ...]
+
+
+def _describe_state(
+    init: InitFn,
+    exmp_input: PyTree,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    mesh: Mesh | None,
+    parallel: ParallelConfig | None,
+    precision: PrecisionConfig | None,
+) -> _StateDescription:
     parallel = parallel or ParallelConfig()
     mesh = build_mesh(parallel) if mesh is None else mesh
     check_mesh(mesh, parallel)
@@ -132,10 +180,10 @@ def init_state(
     annotations = read_annotations(boxed["params"])
     state = jax.eval_shape(complete, boxed, jax.random.key(seed))
     shardings = state_shardings(state, mesh, parallel, annotations)
-    if is_main_process():
-        for line in lay_out(state.params, mesh, parallel, annotations).unused:
-            _LOG.warning("%s", line)
-    return jax.jit(create, out_shardings=shardings)()
+    shapes = jax.tree.map(lambda x, where: x.update(sharding=where), state, shardings)
+    return _StateDescription(
+        create, shapes, lay_out(state.params, mesh, parallel, annotations).unused
+    )
 
 
 def model_layout(

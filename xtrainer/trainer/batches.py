@@ -110,6 +110,11 @@ class BatchPreparer:
         self._kinds: dict[Hashable, _Kind] = {}
         self._filler: PyTree | None = None  # a row of host arrays, for batches without any
 
+    @property
+    def paddable(self) -> bool:
+        """Whether padding can be masked out."""
+        return self._paddable
+
     def begin(self, full_rows: int, like: PyTree | None = None) -> None:
         """Forgets what batches were seen.
 

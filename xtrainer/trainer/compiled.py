@@ -1,25 +1,28 @@
 """Which compiled steps does a trainer run, and in which shape do they want a batch?"""
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 
 from xtrainer.data import num_rows
-from xtrainer.parallel import BatchLayout
+from xtrainer.launch import compilation_cache
+from xtrainer.parallel import BatchLayout, ParallelConfig
 from xtrainer.state import TrainState
 from xtrainer.step import (
     EvalExecutor,
     LossTerms,
     StepSettings,
     TrainExecutor,
+    count_flops,
     describe_loss,
     make_eval_step,
     train_layout,
 )
 from xtrainer.trainer.batches import BatchPreparer
 from xtrainer.trainer.config import TrainerConfig
-from xtrainer.types import ApplyFn, BatchLike, LossFunction
+from xtrainer.types import ApplyFn, BatchLike, LossFunction, PyTree
 
 
 def step_settings(
@@ -27,9 +30,10 @@ def step_settings(
     layout: BatchLayout,
     state: TrainState,
     freeze: tuple[str, ...] = (),
-    remat: Sequence[str] = (),
+    parallel: ParallelConfig | None = None,
 ) -> StepSettings:
     """Returns the settings of the step functions."""
+    parallel = parallel or ParallelConfig()
     return StepSettings(
         accumulate_steps=config.gradient_accumulate_steps,
         accumulate_scan=config.gradient_accumulate_scan,
@@ -46,7 +50,11 @@ def step_settings(
         layout=layout,
         param_shardings=shardings_of(state.params),
         freeze=freeze,
-        remat=tuple(remat),
+        opt_state_shardings=(
+            shardings_of(state.opt_state) if parallel.offload_optimizer_state else None
+        ),
+        remat=tuple(parallel.remat),
+        remat_policy=parallel.remat_policy,
     )
 
 
@@ -95,6 +103,7 @@ def train_parts(
         layout,
         config.donate_train_state,
         config.debug,
+        compilation_cache().compile,
     )
     # Collections that a model updates (batch statistics) are computed from padded rows as well.
     paddable = terms.paddable and not jax.tree.leaves(state.mutable_variables)
@@ -114,5 +123,42 @@ def eval_parts(
     """Returns the compiled evaluation step of a loss and what prepares its batches."""
     terms = loss_terms(loss_function, apply_fn, settings, state, batch, train=False)
     step = make_eval_step(loss_function, apply_fn, settings) if step is None else step
-    executor = EvalExecutor(step, terms.layout, shardings_of(state), layout, config.debug)
+    compile_program = compilation_cache().compile
+    executor = EvalExecutor(
+        step, terms.layout, shardings_of(state), layout, config.debug, compile_program
+    )
     return executor, BatchPreparer(layout, terms.paddable)
+
+
+def step_flops(
+    make_step: Callable[[StepSettings], Any],
+    settings: StepSettings,
+    state: TrainState,
+    batch: BatchLike,
+    rows: int,
+) -> float:
+    """Returns the floating-point operations of a training step, of all devices together.
+
+    Those of the model: the batch as a whole on one device, and nothing computed again.
+
+    Args:
+        make_step: From settings to a step function.
+        settings: Of the training step.
+        state: For its shapes.
+        batch: Shapes of a batch of any number of rows.
+        rows: Rows of the batch that is counted.
+    """
+    plain = dataclasses.replace(
+        settings,
+        accumulate_steps=1,
+        remat=(),
+        layout=None,
+        param_shardings=None,
+        opt_state_shardings=None,
+    )
+
+    def shapes(tree: PyTree, resize: Callable[[Any], tuple[int, ...]]) -> PyTree:
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(resize(x), x.dtype), tree)
+
+    batch = shapes(batch, lambda x: (rows, *x.shape[1:]))
+    return count_flops(make_step(plain), shapes(state, lambda x: x.shape), batch)

@@ -39,9 +39,16 @@ from xtrainer.parallel import BatchLayout, build_mesh, check_mesh
 from xtrainer.state import Progress, TrainState
 from xtrainer.step import StepSettings, make_eval_step, make_train_step, train_layout
 from xtrainer.trainer import compiled
-from xtrainer.trainer.assemble import build_model, init_state, init_variables, model_layout
+from xtrainer.trainer.assemble import (
+    abstract_state,
+    build_model,
+    init_state,
+    init_variables,
+    model_layout,
+)
 from xtrainer.trainer.config import ModelConfig, TrainerConfig
 from xtrainer.trainer.saving import check_folders, config_to_json
+from xtrainer.trainer.shapes import wants_shapes
 from xtrainer.trainer.shared import check_same_configs
 from xtrainer.trainer.sources import Sources
 from xtrainer.trainer.view import TrainerView
@@ -167,7 +174,9 @@ class TrainerParts(Hooks):
     def init_logger(self, logger_config: LoggerConfig | None) -> None:
         """Sets ``logger``; nothing is written before the first row."""
         self.logger = build_loggers(
-            logger_config, is_main=is_main_process(), process_index=process_index()
+            None if wants_shapes() else logger_config,
+            is_main=is_main_process(),
+            process_index=process_index(),
         )
 
     def init_mesh(self, model_config: ModelConfig, mesh: Mesh | None = None) -> None:
@@ -189,8 +198,12 @@ class TrainerParts(Hooks):
         self.optimizer, self.lr_schedule = build_optimizer(optimizer_config)
 
     def init_model(self, exmp_input: PyTree) -> None:
-        """Sets ``state``, initialized in parallel on the devices where each part lives."""
-        self.state = init_state(
+        """Sets ``state``, initialized in parallel on the devices where each part lives.
+
+        Within :func:`xtrainer.trainer.shapes_only` it is set to shapes, and nothing is computed.
+        """
+        make_state = abstract_state if wants_shapes() else init_state
+        self.state = make_state(
             self.run_model_init,
             exmp_input,
             self.optimizer,
@@ -236,9 +249,9 @@ class TrainerParts(Hooks):
 
     def step_settings(self) -> StepSettings:
         """Returns the settings of the step functions."""
-        freeze, remat = frozen_patterns(self.optimizer_config), self.model_config.parallel.remat
+        freeze, parallel = frozen_patterns(self.optimizer_config), self.model_config.parallel
         parts = (self.trainer_config, self.batch_layout, self.state)
-        return compiled.step_settings(*parts, freeze, remat)
+        return compiled.step_settings(*parts, freeze, parallel)
 
     def create_training_step_function(
         self, settings: StepSettings | None = None
@@ -311,6 +324,13 @@ class TrainerParts(Hooks):
             return None
         updates = step - (self.progress.skipped if skipped is None else skipped)
         return float(jax.device_get(self.lr_schedule(max(updates - 1, 0))))
+
+    def step_flops(self) -> float:
+        """Returns the floating-point operations of a step on a full batch, of all devices."""
+        settings, batch = self.step_settings(), batch_spec(self.exmp_batch)
+        rows = self.progress.batch_rows or num_rows(batch)
+        make_step = self.create_training_step_function
+        return compiled.step_flops(make_step, settings, self.state, batch, rows)
 
     def request_stop(self, reason: StopReason = StopReason.REQUESTED, detail: str = "") -> None:
         """Ends training after this step; the first reason is kept.

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from xtrainer.checkpoint import restore_partial
-from xtrainer.data import LoaderSource, batch_spec, describe_mismatch
+from xtrainer.data import LoaderSource, batch_spec, describe_mismatch, num_rows
 from xtrainer.errors import BatchError, LoaderError, PeerError
 from xtrainer.launch import gather_results, peers, process_count
 from xtrainer.loop import (
@@ -42,7 +42,7 @@ def train(
     """
     with trainer.ledger.spent("idle"):
         results = _train(trainer, plan, loaders, test_loader)
-    _LOG.info("Time: %s.", trainer.ledger.summary())
+    _LOG.info("Time of this trainer: %s.", trainer.ledger.summary())
     trainer.ledger.warn_of_large_parts()
     return results
 
@@ -122,13 +122,37 @@ def make_agenda(trainer: TrainerView, plan: Plan, train_length: int | None) -> A
 
 
 def _compile_ahead(trainer: TrainerView, plan: Plan, loaders: Loaders) -> None:
-    """Begins to compile the steps for batches like the example batch, as nearly all are."""
-    batch, state = batch_spec(trainer.exmp_batch), trainer.state
+    """Begins to compile the training step, in all sizes that the plan will meet.
+
+    For batches like the example batch, with the rows that the loader says it gives. What is
+    compiled for an evaluation follows when its first batch is known.
+    """
+    rows = _rows_ahead(trainer, loaders.train)
+    if rows is None:
+        return
+    spec = jax.ShapeDtypeStruct
+    batch = batch_spec(trainer.exmp_batch)
+    batch = jax.tree.map(lambda x: spec((rows, *x.shape[1:]), x.dtype), batch)
+    sizes = set(make_agenda(trainer, plan, loaders.train.length).sizes)
+    if loaders.train.length is None:
+        sizes.add(1)  # for what is left when the pass ends
     with trainer.ledger.spent("compile"):
-        for steps in make_agenda(trainer, plan, loaders.train.length).sizes:
-            trainer.compiled_train_step.ahead(state, batch, steps)
-        if loaders.val:
-            trainer.compiled_eval_step.ahead(state, batch)
+        for steps in sorted(sizes, reverse=True):
+            trainer.compiled_train_step.ahead(trainer.state, batch, steps)
+
+
+def _rows_ahead(trainer: TrainerView, source: LoaderSource) -> int | None:
+    """Returns the rows that a full batch will have in the compiled step; None: not known."""
+    loader, known = source.loader, getattr(source.loader, "batch_size", None)
+    if type(known) is int and known > 0:
+        rows = known
+    elif process_count() > 1:
+        return None
+    elif isinstance(loader, list | tuple) and loader:
+        rows = num_rows(loader[0])
+    else:
+        rows = num_rows(trainer.exmp_batch)
+    return rows if trainer.batch_layout.divides(rows) else None
 
 
 def _check(trainer: TrainerView, plan: Plan, loaders: Loaders) -> dict[str, JSON]:

@@ -124,8 +124,9 @@ def load_step(trainer: TrainerView, step_folder: Path, load_optimizer: bool) -> 
     has_optimizer = any(path.startswith("opt_state/") for path in meta["leaves"])
     wants = jax.tree.leaves(trainer.state.opt_state)
     if load_optimizer and (has_optimizer or not wants):
-        # The step is compiled while the state is read.
-        trainer.compiled_train_step.ahead(trainer.state, batch_spec(trainer.exmp_batch))
+        if jax.process_count() == trainer.trainer_config.steps_per_dispatch == 1:
+            # The step is compiled while the state is read.
+            trainer.compiled_train_step.ahead(trainer.state, batch_spec(trainer.exmp_batch))
         with trainer.ledger.spent("restore"):
             state = restore_state(step_folder, trainer.state)
         progress = Progress.from_json(meta["progress"])

@@ -12,6 +12,7 @@ from xtrainer.loggers import LoggerTool
 from xtrainer.loop import LoopTrainer, StopReason
 from xtrainer.metrics import DeviceMetrics
 from xtrainer.optim import OptimizerConfig
+from xtrainer.parallel import BatchLayout
 from xtrainer.state import Progress, TrainState
 from xtrainer.step import EvalExecutor, TrainExecutor
 from xtrainer.trainer.batches import BatchPreparer
@@ -33,6 +34,7 @@ class TrainerView(LoopTrainer, Protocol):
     progress: Progress
     callbacks: list[Callback]
     sources: Sources
+    batch_layout: BatchLayout
     prepare_train_batch: BatchPreparer
     prepare_eval_batch: BatchPreparer
     stop_reason: StopReason | None

@@ -1,0 +1,72 @@
+"""Is an experiment file run as the user meant it, and are all its mistakes told?"""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from experiment_zoo import SMALL, write_experiment
+from ml_collections import ConfigDict
+
+from xtrainer.cli.experiment import UsageError, config_problems, load_experiment
+
+
+@pytest.fixture(autouse=True)
+def path_of_python() -> Iterator[None]:
+    before = list(sys.path)
+    yield
+    sys.path[:] = before
+    sys.modules.pop("xtrainer_experiment_small_experiment", None)
+
+
+def test_a_file_finds_its_neighbours(tmp_path: Path) -> None:
+    (tmp_path / "neighbour_of_small.py").write_text("STEPS = 7\n", encoding="utf-8")
+    text = SMALL.replace("import jax\n", "import jax\nfrom neighbour_of_small import STEPS\n")
+    experiment = load_experiment(write_experiment(tmp_path, text.replace(": 2,", ": STEPS,")))
+    assert experiment.get_config().num_epochs == 7
+
+
+def test_its_main_part_does_not_run(tmp_path: Path) -> None:
+    load_experiment(write_experiment(tmp_path, SMALL + "\nif __name__ == '__main__':\n    1 / 0\n"))
+
+
+def test_annotations_of_its_classes_can_be_read(tmp_path: Path) -> None:
+    extra = (
+        "from dataclasses import dataclass\n\n\n@dataclass(frozen=True, kw_only=True)\n"
+        "class Sizes(xt.Config):\n    widths: 'list[int]'\n\n\n"
+        "SIZES = xt.Config.from_dict(Sizes, {'widths': [1]})\n"
+    )
+    experiment = load_experiment(write_experiment(tmp_path, SMALL + extra))
+    assert experiment.get_config.__globals__["SIZES"].to_dict()["widths"] == [1]
+
+
+def test_a_file_without_a_function_is_told_what_to_add(tmp_path: Path) -> None:
+    text = SMALL.replace("def make_trainer(", "def build(")
+    with pytest.raises(UsageError, match=r"no function make_trainer\. Add make_trainer\(config"):
+        load_experiment(write_experiment(tmp_path, text))
+
+
+def test_what_is_no_python_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("", encoding="utf-8")
+    for name in ("notes.txt", "missing.py", "."):
+        with pytest.raises(UsageError, match="Found no Python file"):
+            load_experiment(tmp_path / name)
+
+
+def test_every_mistake_of_every_section_is_told() -> None:
+    config = ConfigDict(
+        {
+            "trainer": {"seed": -1, "logger": {"log_evry_n_steps": 3}},
+            "model": {"parallel": {"fsdp_axis_size": "two"}},
+            "optimizer": {"name": "adanw"},
+        }
+    )
+    key, size, name = config_problems(config)
+    assert key.startswith("config.trainer.logger.log_evry_n_steps: LoggerConfig has no such field")
+    assert "'log_every_n_steps'" in key
+    assert size.startswith("config.model.parallel.fsdp_axis_size: found 'two'")
+    assert name.startswith("config.optimizer.name: ") and "adamw" in name
+
+
+def test_the_section_that_the_mesh_is_built_from_must_be_there() -> None:
+    assert "config.model: found no such section" in config_problems(ConfigDict({"trainer": {}}))[0]

@@ -1,0 +1,101 @@
+"""What does an experiment file offer? ``get_config()`` and ``make_trainer(config, mesh=None)``."""
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from xtrainer.config import Config, check_configs
+from xtrainer.errors import ConfigError, XTrainerError
+from xtrainer.optim import OptimizerConfig
+from xtrainer.trainer import ModelConfig, TrainerConfig, TrainerModule
+
+SECTIONS = {"trainer": TrainerConfig, "model": ModelConfig, "optimizer": OptimizerConfig}
+"""What the sections of an experiment's config are read as."""
+
+_WANTED = {
+    "get_config": "get_config() returning a ConfigDict with the sections trainer, model, "
+    "optimizer and data, and num_epochs or num_train_steps",
+    "make_trainer": "make_trainer(config, mesh=None) returning the TrainerModule, built with that "
+    "mesh and an example batch, which may be of jax.ShapeDtypeStruct",
+}
+
+
+class UsageError(XTrainerError, ValueError):
+    """A command line that cannot be followed."""
+
+
+class Experiment(NamedTuple):
+    """An experiment file that has been run.
+
+    Attributes:
+        path: The file.
+        get_config: Returns the settings.
+        make_trainer: From settings and a mesh to a trainer.
+    """
+
+    path: Path
+    get_config: Callable[[], ConfigDict]
+    make_trainer: Callable[..., TrainerModule]
+
+
+def load_experiment(path: str | Path) -> Experiment:
+    """Runs an experiment file, as ``python FILE`` would but for its main part.
+
+    The file's folder is put where Python looks first, so that it finds its neighbours.
+
+    Raises:
+        UsageError: If there is no such Python file, or it lacks one of the two functions.
+    """
+    path = Path(path).expanduser().resolve()
+    name = f"xtrainer_experiment_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path) if path.is_file() else None
+    if spec is None or spec.loader is None:
+        raise UsageError(f"Found no Python file {str(path)!r}, expected an experiment file.")
+    if str(path.parent) not in sys.path:
+        sys.path.insert(0, str(path.parent))
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where annotations of the file's classes are looked up
+    spec.loader.exec_module(module)
+    missing = [what for what in _WANTED if not callable(getattr(module, what, None))]
+    if missing:
+        raise UsageError(
+            f"{path}: found no function {' and no '.join(missing)}. Add "
+            + "; and ".join(_WANTED[what] for what in missing)
+            + "."
+        )
+    return Experiment(path, module.get_config, module.make_trainer)
+
+
+def config_problems(config: ConfigDict) -> list[str]:
+    """Returns every mistake in the sections of an experiment's config, keys that no field has too.
+
+    Example:
+        >>> config_problems(ConfigDict({"model": {}, "optimizer": {"nmae": "sgd"}}))[0][:56]
+        'config.optimizer.nmae: OptimizerConfig has no such field'
+    """
+    found, read = [], {}
+    for section, config_class in SECTIONS.items():
+        if section not in config:
+            continue
+        try:
+            read[section] = Config.from_config_dict(config_class, config[section])
+        except ConfigError as error:
+            start = config_class.__name__
+            found += [
+                f"config.{section}{line.removeprefix(start)}" if line.startswith(start) else line
+                for line in error.problems
+            ]
+    try:
+        check_configs(**{f"config.{section}": value for section, value in read.items()})
+    except ConfigError as error:
+        found += error.problems
+    if "model" not in config:
+        found.append(
+            "config.model: found no such section, expected the fields of ModelConfig. The mesh is "
+            "built from config.model.parallel."
+        )
+    return found
