@@ -83,6 +83,56 @@ def test_a_step_hook_is_called_every_so_many_steps(every: int, interval: int) ->
     assert probes.Recorder(trainer, every_n_steps=every).step_interval() == interval
 
 
+@pytest.mark.parametrize(
+    ("every", "expected"),
+    [
+        (-1, [1, 2, 3, 4, 5, 6, 7]),
+        (1, [1, 2, 3, 4, 5, 6, 7]),
+        (3, [3, 3, 3, 6, 6, 6, 9]),
+        (7, [7, 7, 7, 7, 7, 7, 7]),
+    ],
+)
+def test_the_next_step_of_a_hook_is_the_next_multiple(every: int, expected: list[int]) -> None:
+    trainer: Any = SimpleNamespace(progress=Progress())
+    recorder = probes.Recorder(trainer, every_n_steps=every)
+    assert [recorder.next_step(step) for step in range(7)] == expected
+
+
+@pytest.mark.parametrize("every", [-1, 1, 3])
+def test_a_step_hook_that_does_nothing_has_no_next_step(every: int) -> None:
+    quiet = callback(every_n_steps=every)
+    assert [quiet.next_step(step) for step in range(4)] == [None] * 4
+
+
+def test_a_callback_may_say_itself_what_its_next_step_is(stage: probes.Repeatable) -> None:
+    class Once(probes.Recorder):
+        def next_step(self, step: int) -> int | None:
+            return 4 if step < 4 else None
+
+    once = Once(stage.trainer, hooks=("on_training_step",))
+    trainer = stage.begin(lambda trainer: once)
+    trainer.train_model(probes.numbered(3), num_epochs=2)
+    assert once.at("on_training_step") == [(2, 4)]
+
+
+@pytest.mark.parametrize(
+    ("make", "account"),
+    [
+        (lambda trainer: probes.Recorder(trainer), ("callbacks", "Recorder")),
+        (xt.LearningRateMonitorConfig().create, ("callbacks", "LearningRateMonitor")),
+        (
+            xt.ModelCheckpointConfig(log_path="unused").create,
+            ("checkpoint", "ModelCheckpoint"),
+        ),
+    ],
+    ids=["own", "monitor", "checkpoint"],
+)
+def test_the_time_of_a_callback_is_counted_for_what_it_does(
+    stage: probes.Repeatable, make: Any, account: tuple[str, str]
+) -> None:
+    assert make(stage.begin()).account == account
+
+
 def test_a_run_asks_no_callback_that_does_nothing_at_a_step(stage: probes.Repeatable) -> None:
     quiet = lambda trainer: xt.Callback(xt.CallbackConfig(), trainer)  # noqa: E731
     trainer = stage.begin(quiet, xt.LearningRateMonitorConfig())

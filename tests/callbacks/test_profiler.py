@@ -56,6 +56,55 @@ def test_the_trace_has_exactly_its_steps(
     assert traces == expected
 
 
+@pytest.mark.parametrize(
+    ("first", "count", "begun_at", "marks"),
+    [
+        (1, 1, 0, [1, None, None, None, None, None]),  # it begins before the first step
+        (3, 2, 0, [2, 2, 4, 4, None, None]),
+        (2, 1, 3, [4, 4, 4, 4, 5, None]),
+    ],
+)
+def test_only_the_steps_that_begin_and_end_the_trace_are_asked_for(
+    stage: probes.Repeatable,
+    tmp_path: Path,
+    traces: Calls,
+    first: int,
+    count: int,
+    begun_at: int,
+    marks: list[int | None],
+) -> None:
+    trainer = stage.begin(profiler(tmp_path, first, count))
+    (made,) = trainer.callbacks
+    trainer.progress.step = begun_at
+    made.on_training_start()
+    assert [made.next_step(step) for step in range(6)] == marks
+
+
+def test_a_trace_lets_the_other_steps_be_dispatched_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = probes.Repeatable(probes.traced(steps_per_dispatch=4))
+    trainer = stage.begin(profiler(tmp_path, 3, 4), every=100)
+    seen: list[tuple[str, int]] = []
+    monkeypatch.setattr(
+        "jax.profiler.start_trace", lambda folder: seen.append(("start", trainer.global_step))
+    )
+    monkeypatch.setattr(
+        "jax.profiler.stop_trace", lambda: seen.append(("stop", trainer.global_step))
+    )
+    sizes: list[int] = []
+    many = type(trainer.compiled_train_step).many
+
+    def counted(self: Any, state: Any, batches: Any, *args: Any) -> Any:
+        sizes.append(len(batches))
+        return many(self, state, batches, *args)
+
+    monkeypatch.setattr(type(trainer.compiled_train_step), "many", counted)
+    trainer.train_model(probes.numbered(10), num_epochs=1)
+    assert seen == [("start", 2), ("stop", 6)]
+    assert sizes == [2, 4, 4]
+
+
 def test_the_traced_steps_have_ended_when_the_trace_ends(
     stage: probes.Repeatable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

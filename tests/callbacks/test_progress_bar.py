@@ -2,7 +2,9 @@
 
 import io
 import re
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import probes
@@ -13,6 +15,7 @@ from xtrainer.callbacks import ProgressBar
 
 VAL = probes.numbered(3, first=100)
 BAR = xt.ProgressBarConfig(min_interval_s=0.0)
+THREAD = "progress-bar"
 
 
 class Terminal(io.StringIO):
@@ -44,12 +47,89 @@ def drawn(stream: io.StringIO, title: str = "train") -> list[str]:
     return found
 
 
-def test_the_bar_counts_the_steps_of_the_run(
+def done(stream: io.StringIO) -> list[int]:
+    """Returns the steps that a bar has shown, one for each drawing."""
+    return [int(re.findall(r"\d+", state)[0]) for state in drawn(stream)]
+
+
+def threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == THREAD]
+
+
+def wait_until(condition: Callable[[], bool]) -> Callable[..., None]:
+    """Returns what a hook may do: let time pass until something is so."""
+
+    def wait(*args: Any) -> None:
+        end = time.monotonic() + 10.0
+        while not condition():
+            assert time.monotonic() < end, "waited in vain"
+            threading.Event().wait(0.001)
+
+    return wait
+
+
+@pytest.fixture(autouse=True)
+def no_bar_is_left() -> Iterator[None]:
+    """Fails a test that leaves a thread drawing."""
+    yield
+    assert threads() == []
+
+
+def test_the_bar_begins_with_the_first_step_and_ends_with_the_last(
     stage: probes.Repeatable, terminal: Callable[[], Terminal]
 ) -> None:
     stream = terminal()
     stage.begin(BAR).train_model(probes.numbered(3), num_epochs=2)
+    states = drawn(stream)
+    assert (states[0], states[-1]) == ("0/6", "6/6")
+    assert done(stream) == sorted(done(stream))
+
+
+def test_the_bar_moves_while_the_run_goes_on(
+    stage: probes.Repeatable, terminal: Callable[[], Terminal]
+) -> None:
+    stream = terminal()
+    trainer: Any = None
+    wait = wait_until(lambda: done(stream)[-1] == trainer.global_step)
+    trainer = stage.begin(BAR, probes.acting("on_training_step", wait))
+    trainer.train_model(probes.numbered(3), num_epochs=2)
     assert drawn(stream) == [f"{step}/6" for step in range(7)]
+
+
+def test_the_bar_waits_between_two_drawings(
+    stage: probes.Repeatable, terminal: Callable[[], Terminal]
+) -> None:
+    stream = terminal()
+    config = xt.ProgressBarConfig(min_interval_s=3600.0)
+    stage.begin(config).train_model(probes.numbered(3), num_epochs=2)
+    assert drawn(stream) == ["0/6", "6/6"]
+
+
+def test_the_bar_costs_no_step_anything(
+    stage: probes.Repeatable, terminal: Callable[[], Terminal]
+) -> None:
+    terminal()
+    trainer = stage.begin(BAR)
+    assert [trainer.callbacks[0].next_step(step) for step in range(3)] == [None] * 3
+    assert trainer.step_hooks() == []
+
+
+def test_steps_are_dispatched_together_under_a_bar(
+    terminal: Callable[[], Terminal], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = terminal()
+    trainer = probes.Repeatable(probes.traced(steps_per_dispatch=4)).begin(BAR, every=4)
+    executor, sizes = type(trainer.compiled_train_step), []
+    many = executor.many
+
+    def counted(self: Any, state: Any, batches: Any, *args: Any) -> Any:
+        sizes.append(len(batches))
+        return many(self, state, batches, *args)
+
+    monkeypatch.setattr(executor, "many", counted)
+    trainer.train_model(probes.numbered(8), num_epochs=1)
+    assert sizes == [4, 4]
+    assert drawn(stream)[-1] == "8/8"
 
 
 def test_the_bar_shows_the_newest_loss_and_the_epoch(
@@ -70,16 +150,9 @@ def test_a_run_that_goes_on_begins_where_it_was(
     trainer.train_model(batches, num_epochs=1)
     stream = terminal()
     trainer.train_model(batches, num_epochs=2)
-    assert drawn(stream) == ["3/6", "4/6", "5/6", "6/6"]
-
-
-def test_a_bar_that_is_moved_seldom_still_counts_all_steps(
-    stage: probes.Repeatable, terminal: Callable[[], Terminal]
-) -> None:
-    stream = terminal()
-    config = xt.ProgressBarConfig(min_interval_s=0.0, every_n_steps=2)
-    stage.begin(config).train_model(probes.numbered(6), num_epochs=1)
-    assert drawn(stream) == ["0/6", "2/6", "4/6", "6/6"]
+    states = drawn(stream)
+    assert (states[0], states[-1]) == ("3/6", "6/6")
+    assert done(stream) == sorted(done(stream))
 
 
 def test_a_run_of_unknown_length_has_no_total(
@@ -102,7 +175,25 @@ def test_an_error_leaves_the_bar_closed(
     with pytest.raises(ValueError, match="planted"):
         trainer.train_model(probes.numbered(3), num_epochs=1)
     assert trainer.callbacks[0].bar is None
+    assert threads() == []
+    assert drawn(stream)[-1] == "1/3"
     assert stream.getvalue().endswith("\n")
+
+
+def test_a_run_leaves_no_thread_and_has_one_while_it_goes_on(
+    stage: probes.Repeatable, terminal: Callable[[], Terminal]
+) -> None:
+    terminal()
+    seen: list[tuple[int, bool]] = []
+
+    def look(*args: Any) -> None:
+        seen.append((len(threads()), all(thread.daemon for thread in threads())))
+
+    trainer = stage.begin(BAR, probes.acting("on_training_step", look))
+    for epochs in (1, 2):
+        trainer.train_model(probes.numbered(2), num_epochs=epochs)
+        assert threads() == []
+    assert seen == [(1, True)] * 4
 
 
 def test_where_there_is_no_terminal_nothing_is_drawn(
@@ -110,9 +201,12 @@ def test_where_there_is_no_terminal_nothing_is_drawn(
 ) -> None:
     stream = io.StringIO()
     monkeypatch.setattr("sys.stderr", stream)
-    trainer = stage.begin(BAR, enable_progress_bar=True)
+    seen: list[int] = []
+    look = probes.acting("on_training_step", lambda *_: seen.append(len(threads())))
+    trainer = stage.begin(BAR, look, enable_progress_bar=True)
     trainer.train_model(probes.numbered(3), VAL, num_epochs=1)
     assert stream.getvalue() == ""
+    assert seen == [0, 0, 0]
 
 
 @pytest.mark.parametrize(("enabled", "bars"), [(True, 1), (False, 0)])

@@ -13,6 +13,9 @@ from xtrainer.errors import BatchError
 from xtrainer.parallel import BatchLayout
 from xtrainer.trainer.batches import BatchPreparer
 
+WIDE = 1024
+"""Columns of a batch that is too large to go into a step as host arrays."""
+
 
 def layout(count: int = 8) -> BatchLayout:
     return BatchLayout.of(zoo.devices(count), xt.ParallelConfig())
@@ -36,16 +39,16 @@ def test_a_smaller_batch_is_padded_to_the_full_size_and_masked(rows: int) -> Non
 
 def test_a_batch_that_cannot_be_padded_keeps_its_rows() -> None:
     prepare = BatchPreparer(layout(), paddable=False)
-    prepare(batch(16))
-    placed = prepare(batch(11))
+    prepare(batch(16, WIDE))
+    placed = prepare(batch(11, WIDE))
     assert (placed.rows, placed.examples) == (11, 11)
     assert np.asarray(placed.row_mask).all()
     assert placed.data["inputs"].sharding.spec == PartitionSpec()
 
 
 def test_rows_that_divide_are_spread_over_the_devices() -> None:
-    placed = BatchPreparer(layout(), paddable=False)(batch(16))
-    assert placed.data["inputs"].addressable_shards[0].data.shape == (2, 2)
+    placed = BatchPreparer(layout(), paddable=False)(batch(16, WIDE))
+    assert placed.data["inputs"].addressable_shards[0].data.shape == (2, WIDE)
     assert placed.row_mask.addressable_shards[0].data.shape == (2,)
 
 

@@ -25,6 +25,7 @@ def placed_rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return batch
 
     monkeypatch.setattr(batches, "place", place)
+    monkeypatch.setattr(batches, "feeds_host_batches", lambda layout: False)  # alone, it would
     return rows
 
 

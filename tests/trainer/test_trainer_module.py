@@ -73,7 +73,8 @@ def test_only_hooks_that_do_something_are_called_at_steps(trainer: Any) -> None:
     assert trainer.step_hooks() == []
     trainer.callbacks.append(Even(trainer))
     (hook,) = trainer.step_hooks()
-    assert (hook.every, hook.settled) == (5, False)
+    assert [hook.next_step(step) for step in (0, 4, 5)] == [5, 5, 10]
+    assert (hook.settled, hook.account) == (False, ("callbacks", "Even"))
 
 
 def test_the_step_hook_of_the_trainer_is_called_at_every_step(

@@ -72,6 +72,9 @@ class TrainExecutor(Executor):
         Returns:
             The state after the last step, the metrics with all of them, and int32 ``(steps, 7)``:
             the report of each.
+
+        Raises:
+            StepError: As for a single step.
         """
         steps, rows, kind = len(batches), batches[0].rows, batches[0].kind
         data = self._stack([batch.data for batch in batches], rows)
@@ -87,7 +90,10 @@ class TrainExecutor(Executor):
             program = self.programs.get(program_key(data, steps), function, arguments)
             if kind is not None:
                 self._by_kind[kind, steps] = program
-        return program(*arguments.values())
+        try:
+            return program(*arguments.values())
+        except (TypeError, ValueError, RuntimeError) as error:
+            return self._call_mended(arguments, rows, steps, error)
 
     def _make_function(self, rows: int, steps: int) -> tuple[Program, Any, Any]:
         pieces = micro_batches(rows, self._settings.accumulate_steps, self._keeps_statistics)

@@ -81,7 +81,8 @@ class Executor(abc.ABC):
         ``bits`` is what this process says to the others, see ``xtrainer.step.signals``.
 
         Raises:
-            StepError: If an argument was donated before or lies on other devices than it should.
+            StepError: If an argument was donated before, lies on other devices than it should, or
+                has other leaves than it should.
         """
         program = self._by_kind.get(batch.kind)
         if program is None:
@@ -94,11 +95,7 @@ class Executor(abc.ABC):
             if self._debug:
                 raise
             named = self._named(state, batch, window, bits)
-            program = self.programs.mend(
-                program_key(batch.data, 1), self._function(batch.rows, 1), named, error
-            )
-            self._by_kind.clear()
-            return program(*named.values())
+            return self._call_mended(named, batch.rows, 1, error)
 
     def new_window(self) -> DeviceMetrics:
         """Returns an empty window on the devices."""
@@ -171,6 +168,15 @@ class Executor(abc.ABC):
             self._by_kind[batch.kind] = program
         return program
 
+    def _call_mended(
+        self, arguments: dict[str, Any], rows: int, steps: int, error: Exception
+    ) -> Any:
+        """Calls a program for arguments that the one of their batch has refused."""
+        key = program_key(arguments["batch"], steps)
+        program = self.programs.mend(key, self._function(rows, steps), arguments, error)
+        self._by_kind.clear()
+        return program(*arguments.values())
+
     def _named(
         self, state: TrainState, batch: PlacedBatch, window: DeviceMetrics, bits: int
     ) -> dict[str, Any]:
@@ -189,8 +195,11 @@ class Executor(abc.ABC):
             dtype = jax.dtypes.canonicalize_dtype(dtype)
             return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
+        def placed(x: jax.ShapeDtypeStruct, sharding: Any) -> jax.ShapeDtypeStruct:
+            return x.update(sharding=sharding)  # wherever it lies now, a step takes it there
+
         named = {
-            "state": spec_of(state),
+            "state": jax.tree.map(placed, spec_of(state), self._state_shardings),
             "batch": jax.tree.map(lambda x: spec((*lead, *x.shape), x.dtype, place), data),
             "row_mask": spec((*lead, rows), bool, place),
             "metrics": jax.tree.map(lambda x: spec(x.shape, x.dtype, whole), self._zeros),

@@ -16,6 +16,7 @@ from xtrainer.tree import flatten_with_paths
 from xtrainer.types import PyTree
 
 _LOG = logging.getLogger(__name__)
+_COMPILED_ANEW = (": shape ", ": dtype ", ": weak_type ")
 
 CompileFn = Callable[[jax.stages.Lowered, str], jax.stages.Compiled]
 """Compiles a lowered function of a name, in whatever thread."""
@@ -128,13 +129,15 @@ class Programs:
         """Returns a program for arguments that the one of their key has refused, and reports it.
 
         Raises:
-            StepError: If an argument was donated before or lies on other devices than it should.
+            StepError: If an argument was donated before, lies on other devices than it should, or
+                has other leaves than it should.
             Exception: The error, where nothing of the arguments has changed.
         """
         changes = describe_changes(self._found[key][1], dict(arguments))
-        if not changes:
-            raise error
-        final = [line for line in changes if ": sharding " in line or "was donated" in line]
+        gone = any("was donated" in line for line in changes)
+        if not changes or (gone and "deleted" not in str(error)):
+            raise error  # of the step itself, which may have used up what it was given
+        final = [line for line in changes if not any(name in line for name in _COMPILED_ANEW)]
         if final:
             raise StepError(
                 f"{self.name} cannot take its arguments; found:\n  "
@@ -143,7 +146,7 @@ class Programs:
                 "ones were (jax.device_put(new, old.sharding)), and keep no state that a step was "
                 "given: it is donated, unless donate_train_state=False."
             ) from error
-        del self._found[key]
+        _, self._newest = self._found.pop(key)  # what is reported has changed since that one
         return self.get(key, function, arguments)
 
     def _keep(
