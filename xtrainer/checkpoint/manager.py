@@ -26,6 +26,7 @@ from xtrainer.checkpoint.metadata import (
     steps_to_keep,
     write_rank,
 )
+from xtrainer.checkpoint.snapshot import HostCopy
 from xtrainer.errors import CheckpointError, CheckpointNotFoundError
 
 _log = logging.getLogger(__name__)
@@ -43,7 +44,9 @@ class CheckpointManager:
         max_to_keep: Steps kept by rank, at least 1; the newest is kept besides. None keeps all.
         monitor_mode: Whether the best metric is the smallest or the largest; None ranks steps by
             newness.
-        async_save: Return from :meth:`save` once the arrays are copied, and write meanwhile.
+        async_save: Return from :meth:`save` once the arrays are copied, and write meanwhile. On the
+            CPU backend the copy is kept until :meth:`close` for the saves to come, so it takes the
+            memory of one more state; where that is not free, saves do without and cost more time.
 
     Raises:
         CheckpointError: If an argument is wrong or the folder cannot be used.
@@ -70,6 +73,7 @@ class CheckpointManager:
         self.async_save = async_save
         self._pending: tuple[int, float | None] | None = None
         self._closed = False
+        self._copy = HostCopy()
         try:
             if _writes_files():
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -110,7 +114,8 @@ class CheckpointManager:
         meta = {**copy.deepcopy(items.meta), **record}
         try:
             with jax.transfer_guard("allow"):  # also called inside the guarded training loop
-                started = start_save(self._manager, step, items.state, meta)
+                state = self._copy.take(items.state) if self.async_save else items.state
+                started = start_save(self._manager, step, state, meta)
         except Exception as error:
             raise self._failure(step, error) from error
         if not started:
@@ -175,6 +180,7 @@ class CheckpointManager:
             self.wait()
         finally:
             self._manager.close()
+            self._copy.free()
 
     def __enter__(self) -> "CheckpointManager":
         return self
@@ -242,6 +248,7 @@ class CheckpointManager:
 
     def _failure(self, step: int, reason: BaseException | str) -> CheckpointError:
         """Frees the space of a failed save, which may be what the next one lacks."""
+        self._copy.free()  # other writes of the same save may still be reading it
         if _writes_files():
             _remove_leftover(self.folder / str(step))
         if isinstance(reason, BaseException):
