@@ -67,6 +67,12 @@ def donated_step(state):
     return step
 
 
+@pytest.fixture(autouse=True)
+def no_leaf_is_small(request, monkeypatch):
+    if "small" not in request.node.name:
+        monkeypatch.setattr(snapshot_module, "_SMALL_BYTES", 0)
+
+
 @pytest.fixture
 def handed(monkeypatch):
     """The states given to Orbax, each held as a writer holds it that never comes to an end."""
@@ -228,6 +234,13 @@ def test_leaves_that_the_writer_fetches_itself_are_handed_through(monkeypatch):
     assert taken["step"] is not state["step"]
     monkeypatch.setattr(snapshot_module, "_is_lent", lambda leaf: False)
     assert copy.take(state) is state
+
+
+def test_small_leaves_are_handed_through():
+    state = {"small": jnp.ones(2**15 - 1), "large": jnp.ones(2**15)}
+    taken = HostCopy().take(state)
+    assert taken["small"] is state["small"]
+    assert taken["large"] is not state["large"]
 
 
 @pytest.fixture

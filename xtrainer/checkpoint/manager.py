@@ -5,6 +5,7 @@ import logging
 import operator
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import get_args
@@ -74,6 +75,7 @@ class CheckpointManager:
         self._pending: tuple[int, float | None] | None = None
         self._closed = False
         self._copy = HostCopy()
+        self._remover = ThreadPoolExecutor(1, thread_name_prefix="remove-checkpoint")
         try:
             if _writes_files():
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -181,6 +183,7 @@ class CheckpointManager:
         finally:
             self._manager.close()
             self._copy.free()
+            self._remover.shutdown()
 
     def __enter__(self) -> "CheckpointManager":
         return self
@@ -269,7 +272,7 @@ class CheckpointManager:
         keep = steps_to_keep(self._metrics, self.max_to_keep, self.monitor_mode)
         for step in sorted(self._metrics.keys() - keep):
             if _writes_files():
-                _remove_step(self.folder / str(step))
+                _remove_step(self.folder / str(step), self._remover)
             del self._metrics[step]
 
 
@@ -297,15 +300,18 @@ def _remove_leftover(path: Path) -> None:
         _remove_tree(path)
 
 
-def _remove_step(path: Path) -> None:
-    """Removes a step; renamed first, so that a kill in between leaves no half step."""
+def _remove_step(path: Path, remover: ThreadPoolExecutor) -> None:
+    """Removes a step; renamed first, so that a kill in between leaves no half step.
+
+    The files go in the background, which for large ones takes as long as some steps of training.
+    """
     removed = path.with_name(path.name + _REMOVED)
     try:
         os.replace(path, removed)
     except OSError as error:
         _log.warning("The old step %s could not be removed: %s", path, error)
     else:
-        _remove_tree(removed)
+        remover.submit(_remove_tree, removed)
 
 
 def _remove_tree(path: Path) -> None:

@@ -8,11 +8,14 @@ import jax
 import numpy as np
 
 from xtrainer.checkpoint.shards import join_shards, shards_of
+from xtrainer.tree import num_bytes
 from xtrainer.types import PyTree
 
 _log = logging.getLogger(__name__)
 _ALIGNMENT_BYTES = 64
 """What the CPU backend asks of host memory that it takes for an array without copying it."""
+_SMALL_BYTES = 2**17
+"""Below this XLA copies a leaf faster than it can be taken here: its memory need not be mapped."""
 _GIB = 2**30
 
 Layout = dict[int, list[tuple[jax.Array, int]]]
@@ -25,7 +28,7 @@ class HostCopy:
     On the CPU backend a writer reads the very buffers of a state. As long as it holds them the next
     step cannot work in place: XLA copies the state into fresh memory instead, which takes many
     times as long as the copy made here. From accelerators the writer fetches a copy by itself, so
-    there the state is handed through.
+    there the state is handed through, as small leaves are everywhere.
     """
 
     def __init__(self) -> None:
@@ -45,8 +48,8 @@ class HostCopy:
         returned, which is as safe, and slower.
         """
         leaves, treedef = jax.tree.flatten(state)
-        layout, num_bytes = _lay_out(leaves)
-        memory = self._reserve(num_bytes) if layout else None
+        layout, size = _lay_out(leaves)
+        memory = self._reserve(size) if layout else None
         if memory is None:
             return state
         filled: dict[int, np.ndarray] = {}
@@ -64,9 +67,9 @@ class HostCopy:
         """Lets the memory go; what still reads it keeps it alive until that is done."""
         self._memory = None
 
-    def _reserve(self, num_bytes: int) -> np.ndarray | None:
-        """Returns aligned memory of at least this size; None where there is not enough."""
-        needed = num_bytes + _ALIGNMENT_BYTES
+    def _reserve(self, size: int) -> np.ndarray | None:
+        """Returns aligned memory of at least this many bytes; None where there is not enough."""
+        needed = size + _ALIGNMENT_BYTES
         if self._memory is None or self._memory.nbytes < needed:
             self.free()
             free = free_bytes()
@@ -135,13 +138,13 @@ def _lay_out(leaves: list[jax.Array]) -> tuple[Layout, int]:
 
 
 def _is_lent(leaf: jax.Array) -> bool:
-    """Says whether a writer would hold the buffers of a leaf, and a copy can stand for them."""
+    """Says whether a writer would hold the buffers of a leaf, and a copy of them pays."""
     platform = next(iter(leaf.sharding.device_set)).platform
     is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
     exact = (
         is_key or jax.dtypes.canonicalize_dtype(leaf.dtype) == leaf.dtype
     )  # no x64 outside of it
-    return platform == "cpu" and exact
+    return platform == "cpu" and exact and num_bytes(leaf) >= _SMALL_BYTES
 
 
 def _fill(memory: np.ndarray, part: jax.Array) -> np.ndarray:
@@ -151,5 +154,5 @@ def _fill(memory: np.ndarray, part: jax.Array) -> np.ndarray:
     return place
 
 
-def _round_up(num_bytes: int) -> int:
-    return -(-num_bytes // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
+def _round_up(size: int) -> int:
+    return -(-size // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
