@@ -45,13 +45,13 @@ def every_kind(kit, alone=True):
 
 
 def addresses(tree):
-    parts = [shard.data for leaf in jax.tree.leaves(tree) for shard in shards_of(leaf)]
+    parts = [part for leaf in jax.tree.leaves(tree) for _, part in shards_of(leaf)]
     return [part.unsafe_buffer_pointer() for part in parts]
 
 
 def advance(state):
     def change(leaf):
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             return jax.random.wrap_key_data(
                 jax.random.key_data(leaf) + 1, impl=jax.random.key_impl(leaf)
             )
@@ -80,7 +80,7 @@ def handed(monkeypatch):
 
     def start_save(manager, step, state, meta):
         states.append(state)
-        parts = [shard.data for leaf in jax.tree.leaves(state) for shard in shards_of(leaf)]
+        parts = [part for leaf in jax.tree.leaves(state) for _, part in shards_of(leaf)]
         held.extend((part, np.asarray(part)) for part in parts)
         return start(manager, step, state, meta)
 

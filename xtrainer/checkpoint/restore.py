@@ -115,7 +115,7 @@ def _own(tree: PyTree) -> PyTree:
     """
     leaves, treedef = jax.tree.flatten(tree)
     for group in _groups(leaves):
-        parts = [[shard.data for shard in shards_of(leaves[i])] for i in group]
+        parts = [[part for _, part in shards_of(leaves[i])] for i in group]
         shardings = [[part.sharding for part in of_leaf] for of_leaf in parts]
         copies = jax.block_until_ready(jax.device_put(parts, shardings, may_alias=False))
         for i, copied in zip(group, copies, strict=True):

@@ -3,11 +3,16 @@
 from collections.abc import Iterable
 
 import jax
+import jax.numpy as jnp
 
 
-def shards_of(leaf: jax.Array) -> list[jax.Shard]:
-    """Returns the parts of a leaf on the devices of this process; of typed keys their numbers."""
-    return _numbers(leaf).addressable_shards
+def shards_of(leaf: jax.Array) -> list[tuple[str, jax.Array]]:
+    """Returns the parts of a leaf on the devices of this process; of typed keys their numbers.
+
+    Each comes with the name of its region of the whole; replicas have the same.
+    """
+    shards = _numbers(leaf).addressable_shards
+    return [(str(shard.index), shard.data) for shard in shards if shard.data is not None]
 
 
 def join_shards(like: jax.Array, parts: Iterable[jax.Array]) -> jax.Array:
@@ -19,7 +24,7 @@ def join_shards(like: jax.Array, parts: Iterable[jax.Array]) -> jax.Array:
 
     Example:
         >>> old, new = jax.random.key(0), jax.random.key(1)
-        >>> joined = join_shards(old, [shard.data for shard in shards_of(new)])
+        >>> joined = join_shards(old, [part for _, part in shards_of(new)])
         >>> bool(joined == new)
         True
     """
@@ -31,5 +36,5 @@ def join_shards(like: jax.Array, parts: Iterable[jax.Array]) -> jax.Array:
 
 
 def _numbers(leaf: jax.Array) -> jax.Array:
-    is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
     return jax.random.key_data(leaf) if is_key else leaf

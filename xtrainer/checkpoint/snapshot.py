@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from xtrainer.checkpoint.shards import join_shards, shards_of
@@ -128,8 +129,7 @@ def _lay_out(leaves: list[jax.Array]) -> tuple[Layout, int]:
             continue
         starts: dict[str, int] = {}
         layout[i] = []
-        for shard in shards_of(leaf):
-            part, region = shard.data, str(shard.index)
+        for region, part in shards_of(leaf):
             if region not in starts:
                 starts[region] = end
                 end += _round_up(part.size * np.dtype(part.dtype).itemsize)
@@ -139,12 +139,11 @@ def _lay_out(leaves: list[jax.Array]) -> tuple[Layout, int]:
 
 def _is_lent(leaf: jax.Array) -> bool:
     """Says whether a writer would hold the buffers of a leaf, and a copy of them pays."""
-    platform = next(iter(leaf.sharding.device_set)).platform
-    is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    exact = (
-        is_key or jax.dtypes.canonicalize_dtype(leaf.dtype) == leaf.dtype
-    )  # no x64 outside of it
-    return platform == "cpu" and exact and num_bytes(leaf) >= _SMALL_BYTES
+    if next(iter(leaf.sharding.device_set)).platform != "cpu" or num_bytes(leaf) < _SMALL_BYTES:
+        return False
+    is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    # Outside of x64 mode a copy would be cast.
+    return is_key or jax.dtypes.canonicalize_dtype(leaf.dtype) == leaf.dtype
 
 
 def _fill(memory: np.ndarray, part: jax.Array) -> np.ndarray:
