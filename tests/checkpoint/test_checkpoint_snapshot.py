@@ -236,6 +236,16 @@ def test_leaves_that_the_writer_fetches_itself_are_handed_through(monkeypatch):
     assert copy.take(state) is state
 
 
+def test_a_limit_of_the_process_is_no_error(monkeypatch, caplog):
+    def refuse(*args):
+        raise MemoryError
+
+    monkeypatch.setattr(snapshot_module.np, "empty", refuse)
+    state = {"w": jnp.ones(8)}
+    assert HostCopy().take(state) is state
+    assert "found" in caplog.text
+
+
 def test_small_leaves_are_handed_through():
     state = {"small": jnp.ones(2**15 - 1), "large": jnp.ones(2**15)}
     taken = HostCopy().take(state)

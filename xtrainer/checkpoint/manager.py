@@ -181,9 +181,9 @@ class CheckpointManager:
         try:
             self.wait()
         finally:
-            self._manager.close()
             self._copy.free()
             self._remover.shutdown()
+            self._manager.close()
 
     def __enter__(self) -> "CheckpointManager":
         return self

@@ -108,10 +108,10 @@ def _read(step_folder: Path, template: Any, reader: Callable[[Path, Any], Any]) 
 
 
 def _own(tree: PyTree) -> PyTree:
-    """Returns a copy in JAX's own memory: on CPUs a reader mostly lends its own, which XLA would
-    have to copy when it is donated.
+    """Returns a copy in XLA's memory; a reader mostly lends its own, which cannot be donated.
 
-    Part by part, without compiling, so that the next part takes the memory of the one before.
+    Some MiB at a time, so that each copy takes the memory of what was copied before it, and without
+    compiling.
     """
     leaves, treedef = jax.tree.flatten(tree)
     for group in _groups(leaves):

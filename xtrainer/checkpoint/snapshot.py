@@ -27,9 +27,10 @@ class HostCopy:
     """Host memory that states are copied into; the first one allocates it, the others use it again.
 
     On the CPU backend a writer reads the very buffers of a state. As long as it holds them the next
-    step cannot work in place: XLA copies the state into fresh memory instead, which takes many
-    times as long as the copy made here. From accelerators the writer fetches a copy by itself, so
-    there the state is handed through, as small leaves are everywhere.
+    step cannot work in place: XLA puts the new state into other memory, which takes several times
+    as long as the copy made here, since mostly that memory has to be mapped first. From
+    accelerators the writer fetches a copy by itself, so there the state is handed through, as small
+    leaves are everywhere.
     """
 
     def __init__(self) -> None:
@@ -74,18 +75,25 @@ class HostCopy:
         if self._memory is None or self._memory.nbytes < needed:
             self.free()
             free = free_bytes()
-            if free is not None and free < needed:
+            try:
+                self._memory = (
+                    None if free is not None and free < needed else np.empty(needed, np.uint8)
+                )
+            except MemoryError:  # a limit of the process, which the system's figures do not show
+                pass
+            if self._memory is None:
                 self._say_short(needed, free)
                 return None
-            self._memory = np.empty(needed, np.uint8)
         return self._memory[-self._memory.ctypes.data % _ALIGNMENT_BYTES :]
 
-    def _say_short(self, needed: int, free: int) -> None:
+    def _say_short(self, needed: int, free: int | None) -> None:
         if not self._was_short:
             _log.warning(
-                "A copy of the state in host memory needs %.2f GiB and %.2f GiB are free: saving "
-                "without one, so the step after each save takes longer.", needed / _GIB, free / _GIB
-            )  # fmt: skip
+                "A copy of the state in host memory needs %.2f GiB, found %.2f GiB free or a limit "
+                "of the process: saving without one, so the step after each save takes longer.",
+                needed / _GIB,
+                (free or 0) / _GIB,
+            )
         self._was_short = True
 
 
