@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 
 import jax
@@ -22,6 +23,7 @@ from xtrainer.checkpoint import (
     read_meta,
     restore_state,
 )
+from xtrainer.checkpoint import manager as manager_module
 from xtrainer.errors import CheckpointError, CheckpointNotFoundError
 
 NAN = float("nan")
@@ -120,6 +122,23 @@ def test_an_older_step_stays_until_the_newer_one_is_committed(tmp_path, small):
         assert (tmp_path / "1").is_dir()
         manager.wait()
         assert not (tmp_path / "1").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["2"]
+
+
+def test_the_files_of_an_old_step_go_in_the_background(tmp_path, small, monkeypatch):
+    may_go, remove = threading.Event(), manager_module._remove_tree
+
+    def remove_later(path):
+        may_go.wait(timeout=60)
+        remove(path)
+
+    monkeypatch.setattr(manager_module, "_remove_tree", remove_later)
+    with CheckpointManager(tmp_path, max_to_keep=1) as manager:
+        manager.save(1, small)
+        manager.save(2, small)
+        manager.wait()
+        assert {path.name for path in tmp_path.iterdir()} == {"1.removed", "2"}
+        may_go.set()
     assert [path.name for path in tmp_path.iterdir()] == ["2"]
 
 

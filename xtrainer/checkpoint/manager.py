@@ -5,6 +5,7 @@ import logging
 import operator
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import get_args
@@ -26,6 +27,7 @@ from xtrainer.checkpoint.metadata import (
     steps_to_keep,
     write_rank,
 )
+from xtrainer.checkpoint.snapshot import HostCopy
 from xtrainer.errors import CheckpointError, CheckpointNotFoundError
 
 _log = logging.getLogger(__name__)
@@ -43,7 +45,9 @@ class CheckpointManager:
         max_to_keep: Steps kept by rank, at least 1; the newest is kept besides. None keeps all.
         monitor_mode: Whether the best metric is the smallest or the largest; None ranks steps by
             newness.
-        async_save: Return from :meth:`save` once the arrays are copied, and write meanwhile.
+        async_save: Return from :meth:`save` once the arrays are copied, and write meanwhile. On the
+            CPU backend the copy is kept until :meth:`close` for the saves to come, so it takes the
+            memory of one more state; where that is not free, saves do without and cost more time.
 
     Raises:
         CheckpointError: If an argument is wrong or the folder cannot be used.
@@ -70,6 +74,8 @@ class CheckpointManager:
         self.async_save = async_save
         self._pending: tuple[int, float | None] | None = None
         self._closed = False
+        self._copy = HostCopy()
+        self._remover = ThreadPoolExecutor(1, thread_name_prefix="remove-checkpoint")
         try:
             if _writes_files():
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -110,7 +116,8 @@ class CheckpointManager:
         meta = {**copy.deepcopy(items.meta), **record}
         try:
             with jax.transfer_guard("allow"):  # also called inside the guarded training loop
-                started = start_save(self._manager, step, items.state, meta)
+                state = self._copy.take(items.state) if self.async_save else items.state
+                started = start_save(self._manager, step, state, meta)
         except Exception as error:
             raise self._failure(step, error) from error
         if not started:
@@ -174,6 +181,8 @@ class CheckpointManager:
         try:
             self.wait()
         finally:
+            self._copy.free()
+            self._remover.shutdown()
             self._manager.close()
 
     def __enter__(self) -> "CheckpointManager":
@@ -242,6 +251,7 @@ class CheckpointManager:
 
     def _failure(self, step: int, reason: BaseException | str) -> CheckpointError:
         """Frees the space of a failed save, which may be what the next one lacks."""
+        self._copy.free()  # other writes of the same save may still be reading it
         if _writes_files():
             _remove_leftover(self.folder / str(step))
         if isinstance(reason, BaseException):
@@ -262,7 +272,7 @@ class CheckpointManager:
         keep = steps_to_keep(self._metrics, self.max_to_keep, self.monitor_mode)
         for step in sorted(self._metrics.keys() - keep):
             if _writes_files():
-                _remove_step(self.folder / str(step))
+                _remove_step(self.folder / str(step), self._remover)
             del self._metrics[step]
 
 
@@ -290,15 +300,18 @@ def _remove_leftover(path: Path) -> None:
         _remove_tree(path)
 
 
-def _remove_step(path: Path) -> None:
-    """Removes a step; renamed first, so that a kill in between leaves no half step."""
+def _remove_step(path: Path, remover: ThreadPoolExecutor) -> None:
+    """Removes a step; renamed first, so that a kill in between leaves no half step.
+
+    The files go in the background, which for large ones takes as long as some steps of training.
+    """
     removed = path.with_name(path.name + _REMOVED)
     try:
         os.replace(path, removed)
     except OSError as error:
         _log.warning("The old step %s could not be removed: %s", path, error)
     else:
-        _remove_tree(removed)
+        remover.submit(_remove_tree, removed)
 
 
 def _remove_tree(path: Path) -> None:

@@ -5,16 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from xtrainer.checkpoint.backend import read_part, read_state
 from xtrainer.checkpoint.items import compare_leaves, listed
 from xtrainer.checkpoint.metadata import read_meta, require_step
+from xtrainer.checkpoint.shards import join_shards, shards_of
 from xtrainer.errors import CheckpointError, did_you_mean
 from xtrainer.tree import flatten_with_paths, num_bytes
 from xtrainer.types import PyTree
 
-_COPY_BYTES = 2**30
+_COPY_BYTES = 2**25
 
 
 def restore_state(step_folder: Path, template: PyTree) -> PyTree:
@@ -98,7 +98,7 @@ def _check_leaves(step_folder: Path, saved: dict[str, Any], wanted: dict[str, An
 def _read(step_folder: Path, template: Any, reader: Callable[[Path, Any], Any]) -> Any:
     try:
         with jax.transfer_guard("allow"):  # also called inside the guarded training loop
-            return _own(reader(step_folder, template), template)
+            return _own(reader(step_folder, template))
     except Exception as error:  # Orbax raises half a dozen types, a bare Exception among them
         reason = f"{type(error).__name__}: {error}"
         raise CheckpointError(
@@ -107,37 +107,33 @@ def _read(step_folder: Path, template: Any, reader: Callable[[Path, Any], Any]) 
         ) from error
 
 
-def _own(tree: PyTree, template: PyTree) -> PyTree:
-    """Returns a copy made by XLA: what a reader hands over is only partly donatable."""
+def _own(tree: PyTree) -> PyTree:
+    """Returns a copy in XLA's memory; a reader mostly lends its own, which cannot be donated.
+
+    Some MiB at a time, so that each copy takes the memory of what was copied before it, and without
+    compiling.
+    """
     leaves, treedef = jax.tree.flatten(tree)
-    shardings = [leaf.sharding for leaf in jax.tree.leaves(template)]
-    for group in _groups(leaves, shardings):
-        # jnp.copy, since jit may hand an unchanged input through.
-        copy = jax.jit(_copy, out_shardings=[shardings[i] for i in group])
-        copies = jax.block_until_ready(copy([leaves[i] for i in group]))
-        for i, leaf in zip(group, copies, strict=True):
+    for group in _groups(leaves):
+        parts = [[part for _, part in shards_of(leaves[i])] for i in group]
+        shardings = [[part.sharding for part in of_leaf] for of_leaf in parts]
+        copies = jax.block_until_ready(jax.device_put(parts, shardings, may_alias=False))
+        for i, copied in zip(group, copies, strict=True):
+            copy = join_shards(leaves[i], copied)
             leaves[i].delete()
-            leaves[i] = leaf
+            leaves[i] = copy
     return jax.tree.unflatten(treedef, leaves)
 
 
-def _copy(leaves: list[jax.Array]) -> list[jax.Array]:
-    return [jnp.copy(leaf) for leaf in leaves]
-
-
-def _groups(leaves: list[jax.Array], shardings: list[Any]) -> Iterable[list[int]]:
-    """Yields indices of leaves on the same devices, about a GiB at a time, to bound the peak."""
-    by_devices: dict[frozenset[Any], list[int]] = {}
-    for i, sharding in enumerate(shardings):
-        by_devices.setdefault(frozenset(sharding.device_set), []).append(i)
-    for indices in by_devices.values():
-        group: list[int] = []
-        size = 0
-        for i in indices:
-            group.append(i)
-            size += num_bytes(leaves[i])
-            if size >= _COPY_BYTES:
-                yield group
-                group, size = [], 0
-        if group:
+def _groups(leaves: list[jax.Array]) -> Iterable[list[int]]:
+    """Yields indices of leaves, some MiB at a time."""
+    group: list[int] = []
+    size = 0
+    for i, leaf in enumerate(leaves):
+        group.append(i)
+        size += num_bytes(leaf)
+        if size >= _COPY_BYTES:
             yield group
+            group, size = [], 0
+    if group:
+        yield group
