@@ -47,16 +47,21 @@ class Turns(xt.Callback):
     """See :class:`TurnsConfig`.
 
     Attributes:
-        trainer_s: Seconds of the trainer's turns, the first one left out: it compiles.
-        other_s: Seconds of the other loop's turns.
+        spans: Beginning and end of the trainer's turns, the first one left out: it compiles.
+        other_s: Seconds of the other loop's turns, the first one left out as well.
     """
 
     def __init__(self, config: TurnsConfig, trainer: Any, data_module: Any = None) -> None:
         super().__init__(config, trainer, data_module)
         self.other: Callable[[int], float] = lambda steps: 0.0
-        self.trainer_s: list[float] = []
+        self.spans: list[tuple[float, float]] = []
         self.other_s: list[float] = []
         self.start: float | None = None
+
+    @property
+    def trainer_s(self) -> list[float]:
+        """Seconds of the trainer's turns."""
+        return [end - start for start, end in self.spans]
 
     def attach(self, other: Callable[[int], float]) -> None:
         """Gives what runs the other loop for a number of steps and returns its seconds."""
@@ -66,7 +71,7 @@ class Turns(xt.Callback):
         """Ends a turn and begins the next."""
         jax.block_until_ready(self.trainer.state)
         if self.start is not None:
-            self.trainer_s.append(time.perf_counter() - self.start)
+            self.spans.append((self.start, time.perf_counter()))
         other_s = self.other(self.config.every_n_steps)
         if self.start is not None:
             self.other_s.append(other_s)
@@ -109,9 +114,7 @@ def make_trainer(
     task: Task, config: xt.TrainerConfig, parallel: xt.ParallelConfig | None = None
 ) -> BenchTrainer:
     """Returns a trainer of a task."""
-    model = xt.ModelConfig(
-        model_class=lambda: task.model, parallel=parallel or xt.ParallelConfig()
-    )
+    model = xt.ModelConfig(model_class=lambda: task.model, parallel=parallel or xt.ParallelConfig())
     return BenchTrainer(config, model, task.optimizer, task.batches[0])
 
 

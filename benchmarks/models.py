@@ -125,8 +125,9 @@ class Ballast(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns an array of the shape of ``x``, ``[batch, width]``."""
+        init = nn.initializers.normal(stddev=1e-3)
         for _ in range(self.layers):
-            x = x + nn.Dense(self.width, use_bias=False)(x)
+            x = x + nn.Dense(self.width, use_bias=False, kernel_init=init)(x)
         return x
 
 
@@ -169,5 +170,3 @@ def ballast_task(megabytes: int, layers: int = 50, rows: int = 8) -> Task:
     width = max(8, round((megabytes * 1e6 / (3 * 4 * layers)) ** 0.5))
     model = Ballast(layers, width)
     return Task(f"{megabytes} MB", model, optax.adam(1e-6), rows_of(width, width, rows))
-
-

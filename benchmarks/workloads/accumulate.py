@@ -29,9 +29,7 @@ def bare_bytes(task: Task, params: Any, batch: Any, pieces: int) -> int | None:
     """Returns what a hand-written compiled step takes for a batch."""
     step = plain_step(task) if pieces == 1 else scan_step(task, pieces)
     shapes = jax.eval_shape(task.optimizer.init, params)
-    return memory_of(
-        jax.jit(step, donate_argnums=(0, 1)).lower(params, shapes, batch).compile()
-    )
+    return memory_of(jax.jit(step, donate_argnums=(0, 1)).lower(params, shapes, batch).compile())
 
 
 def memory(task: Task, pieces: int = PIECES) -> list[Row]:

@@ -2,10 +2,11 @@
 
 from typing import Any
 
-from benchmarks.against import Setting, has_option, train_in_turns
+from benchmarks.against import Setting, has_option, make_trainer, train_in_turns
 from benchmarks.bare import BareLoop
 from benchmarks.measure import Pairs, Row, interleave
 from benchmarks.models import Task, mlp_task
+from xtrainer import TrainerConfig
 
 STEPS = 500
 SCANNED = 32
@@ -14,9 +15,6 @@ NORMS = "The trainer logs two norms besides and writes files and TensorBoard eve
 
 def noise(task: Task, steps: int, repeats: int, workload: str, **row: Any) -> Row:
     """Returns the bare loop against itself: what is smaller than this means nothing."""
-    from benchmarks.against import make_trainer
-    from xtrainer import TrainerConfig
-
     params = make_trainer(task, TrainerConfig(logger=None)).state.params
     first, second = (BareLoop.of(task, params) for _ in range(2))
     pairs = interleave(lambda: first.run(steps) / steps, lambda: second.run(steps) / steps, repeats)
