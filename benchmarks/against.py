@@ -95,6 +95,7 @@ class Setting:
         repeats: Turns that count.
         log_every: Steps of a row; a divisor of ``steps``.
         bar: Whether a progress bar is drawn, to a stream that claims to be a terminal.
+        all_devices: Whether the rows are divided over all devices; otherwise one is used.
         options: Further fields of ``TrainerConfig``.
     """
 
@@ -102,6 +103,7 @@ class Setting:
     repeats: int
     log_every: int = 50
     bar: bool = False
+    all_devices: bool = False
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -110,12 +112,12 @@ def has_option(name: str) -> bool:
     return name in {f.name for f in fields(xt.TrainerConfig)}
 
 
-def make_trainer(
-    task: Task, config: xt.TrainerConfig, parallel: xt.ParallelConfig | None = None
-) -> BenchTrainer:
-    """Returns a trainer of a task."""
-    model = xt.ModelConfig(model_class=lambda: task.model, parallel=parallel or xt.ParallelConfig())
-    return BenchTrainer(config, model, task.optimizer, task.batches[0])
+def make_trainer(task: Task, config: xt.TrainerConfig, all_devices: bool = False) -> BenchTrainer:
+    """Returns a trainer of a task, on one device or data parallel on all."""
+    devices = jax.devices() if all_devices else jax.devices()[:1]
+    model = xt.ModelConfig(model_class=lambda: task.model)
+    mesh = xt.build_mesh(devices=devices)
+    return BenchTrainer(config, model, task.optimizer, task.batches[0], mesh)
 
 
 @contextlib.contextmanager
@@ -128,7 +130,7 @@ def logged_trainer(task: Task, setting: Setting, *callbacks: Any) -> Iterator[Be
             callbacks=[TurnsConfig(every_n_steps=setting.steps), *callbacks],
             **setting.options,
         )
-        yield make_trainer(task, config)
+        yield make_trainer(task, config, setting.all_devices)
 
 
 def turns_of(trainer: xt.TrainerModule) -> Turns:

@@ -20,6 +20,8 @@ def number(value: float) -> str:
         ('1234', '12.3', '0.0123', '-0.5')
     """
     size = abs(value)
+    if size == 0:
+        return "0"
     digits = 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 1 else 4 if size < 0.1 else 3
     text = f"{value:.{digits}f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
@@ -34,9 +36,8 @@ def with_quartiles(spread: Spread | None) -> str:
     """
     if spread is None:
         return ""
-    if spread.low == spread.high:
-        return number(spread.median)
-    return f"{number(spread.median)} ({number(spread.low)} to {number(spread.high)})"
+    texts = [number(value) for value in (spread.median, spread.low, spread.high)]
+    return texts[0] if len(set(texts)) == 1 else f"{texts[0]} ({texts[1]} to {texts[2]})"
 
 
 def cells(row: Row) -> tuple[str, ...]:
@@ -109,4 +110,5 @@ def write(result: dict[str, Any], folder: Path) -> str:
     if drawn:
         return f"Written: {folder / 'table.md'} and {folder / 'ratios.png'}"
     missing = importlib.util.find_spec("matplotlib") is None
-    return NO_PLOT if missing else f"Written: {folder / 'table.md'}; there was nothing to plot."
+    why = NO_PLOT if missing else "There was nothing to plot."
+    return f"Written: {folder / 'table.md'}. {why}"

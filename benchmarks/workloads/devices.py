@@ -25,7 +25,7 @@ def measure(repeats: int, steps: int = 100, large_steps: int = 20) -> list[Row]:
         ("tiny network", mlp_task(rows=8 * count), steps, "us/step", 1e6),
         ("transformer", gpt_task(rows=2 * count), large_steps, "ms/step", 1e3),
     ):
-        setting = Setting(turn, repeats, log_every=min(50, turn))
+        setting = Setting(turn, repeats, log_every=min(50, turn), all_devices=True)
         pairs, _, _ = train_in_turns(task, setting, lambda params, t=task: make_loop(t, params))
         case = f"{name}, {count} devices"
         found.append(pairs.row("devices", case, unit, scale, note=NOTE))

@@ -13,10 +13,7 @@ from benchmarks.starts import MARK
 
 BARE, TRAINER = "benchmarks.starts.bare", "benchmarks.starts.trainer"
 LIMIT_S = 300
-IMPORTS = {
-    "import jax, flax, optax": "import jax, flax, optax",
-    "import jax, flax, optax, orbax.checkpoint": "import jax, flax, optax, orbax.checkpoint",
-}
+IMPORTS = "import jax, flax, optax"
 
 
 def run_script(module: str, cache: str | None) -> dict[str, float]:
@@ -71,11 +68,7 @@ def measure(repeats: int) -> list[Row]:
     rows = starts("cold", repeats, None)
     with tempfile.TemporaryDirectory(prefix="xtrainer-benchmark-") as folder:
         rows += starts("warm", repeats, Path(folder))
-    for case, statement in IMPORTS.items():
-        pairs = interleave(
-            lambda text=statement: time_import(text),
-            lambda: time_import("import xtrainer"),
-            repeats,
-        )
-        rows.append(pairs.row("start", f"import xtrainer / {case}", "s", 1.0))
-    return rows
+    pairs = interleave(
+        lambda: time_import(IMPORTS), lambda: time_import("import xtrainer"), repeats
+    )
+    return [*rows, pairs.row("start", f"import xtrainer / {IMPORTS}", "s", 1.0)]
