@@ -27,6 +27,11 @@ def plain_step(task: Task) -> Step:
     return step
 
 
+def plain_jit(task: Task) -> Step:
+    """Returns the step compiled for one device."""
+    return jax.jit(plain_step(task), donate_argnums=(0, 1))
+
+
 def scan_step(task: Task, pieces: int) -> Step:
     """Returns a step that scans over micro-batches and takes the mean of their gradients."""
 
@@ -88,8 +93,7 @@ class BareLoop:
     @classmethod
     def of(cls, task: Task, params: Any, **settings: Any) -> "BareLoop":
         """Returns the plain loop of a task, compiled for one device."""
-        step = jax.jit(plain_step(task), donate_argnums=(0, 1))
-        return cls(step, params, task.optimizer, task.batches, **settings)
+        return cls(plain_jit(task), params, task.optimizer, task.batches, **settings)
 
     def run(self, steps: int) -> float:
         """Takes some steps and returns their seconds, until the last of them has ended."""

@@ -15,6 +15,7 @@ WORKLOADS = {
 
 PEERS = {
     "keras": ("keras", "jax"),
+    "tunix": ("tunix", "jax"),
     "lightning": ("lightning", "torch"),
     "accelerate": ("accelerate", "torch"),
 }

@@ -3,7 +3,7 @@
 from typing import Any
 
 from benchmarks.against import Setting, has_option, make_trainer, train_in_turns
-from benchmarks.bare import BareLoop
+from benchmarks.bare import BareLoop, Step, plain_jit
 from benchmarks.measure import Pairs, Row, interleave
 from benchmarks.models import Task, mlp_task
 from xtrainer import TrainerConfig
@@ -13,10 +13,22 @@ SCANNED = 32
 NORMS = "The trainer logs two norms besides and writes files and TensorBoard events."
 
 
-def noise(task: Task, steps: int, repeats: int, workload: str, **row: Any) -> Row:
-    """Returns the bare loop against itself: what is smaller than this means nothing."""
+def noise(
+    task: Task, steps: int, repeats: int, workload: str, step: Step | None = None, **row: Any
+) -> Row:
+    """Returns the bare loop against itself: what is smaller than this means nothing.
+
+    Args:
+        task: What is trained.
+        steps: Steps of a turn.
+        repeats: Turns that count.
+        workload: For the row.
+        step: Compiled; made where None.
+        row: More of the row.
+    """
     params = make_trainer(task, TrainerConfig(logger=None)).state.params
-    first, second = (BareLoop.of(task, params) for _ in range(2))
+    step = step or plain_jit(task)
+    first, second = (BareLoop(step, params, task.optimizer, task.batches) for _ in range(2))
     pairs = interleave(lambda: first.run(steps) / steps, lambda: second.run(steps) / steps, repeats)
     return pairs.row(workload, who="bare", **{"case": "noise", **row})
 

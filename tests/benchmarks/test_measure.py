@@ -1,11 +1,20 @@
+import doctest
 import json
+from types import ModuleType
 
 import numpy as np
 import pytest
 
+from benchmarks import conduct, machine, measure, report
 from benchmarks.measure import Pairs, Row, Spread, interleave, slopes
 
 VALUES = np.random.default_rng(0).lognormal(size=(2, 25))
+
+
+@pytest.mark.parametrize("module", [conduct, machine, measure, report])
+def test_the_examples_in_docstrings_are_right(module: ModuleType) -> None:
+    found = doctest.testmod(module)
+    assert found.attempted > 0 and found.failed == 0
 
 
 def test_a_spread_is_numpys_median_and_quartiles() -> None:
