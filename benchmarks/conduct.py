@@ -51,7 +51,7 @@ def run_child(
             result = subprocess.run(
                 command, cwd=folder, env=environment_of(name), stdout=output, stderr=output
             )
-        if result.returncode == 0:
+        if result.returncode == 0 and file.exists():  # Lightning ends with 0 when it is killed
             found = json.loads(file.read_text(encoding="utf-8"))
             return [Row.from_dict(row) for row in found["rows"]], found["machine"]
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()

@@ -14,6 +14,7 @@ from benchmarks.peers.torch_loop import (
     make_model,
     make_optimizer,
     synchronize,
+    use_one_thread,
 )
 
 LOG_EVERY = 50
@@ -51,6 +52,7 @@ class PreparedLoop:
 
 def run(repeats: int, steps: int = STEPS) -> tuple[Pairs, Any, TorchLoop]:
     """Trains both in turn; returns seconds a step and both loops."""
+    use_one_thread()
     prepared, bare = PreparedLoop(), TorchLoop()
     pairs = interleave(
         lambda: bare.run(steps) / steps, lambda: prepared.run(steps) / steps, repeats
@@ -60,4 +62,8 @@ def run(repeats: int, steps: int = STEPS) -> tuple[Pairs, Any, TorchLoop]:
 
 def measure(repeats: int) -> list[Row]:
     """Returns the row of the prepared loop."""
-    return [run(repeats)[0].row("mlp", CASE, who="accelerate", note="eager PyTorch on both sides")]
+    return [
+        run(repeats)[0].row(
+            "mlp", CASE, who="accelerate", note="eager PyTorch, one thread, on both sides"
+        )
+    ]

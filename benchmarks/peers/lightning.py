@@ -16,6 +16,7 @@ from benchmarks.peers.torch_loop import (
     make_model,
     make_optimizer,
     synchronize,
+    use_one_thread,
 )
 
 LOG_EVERY = 50
@@ -66,6 +67,7 @@ class Turns(lightning.Callback):
 
 def run(repeats: int, steps: int = STEPS) -> tuple[Pairs, Classifier, TorchLoop]:
     """Trains both in turn; returns seconds a step, the module and the loop."""
+    use_one_thread()
     module, bare = Classifier(), TorchLoop()
     turns = Turns(bare, steps)
     with tempfile.TemporaryDirectory(prefix="xtrainer-benchmark-") as folder:
@@ -85,5 +87,5 @@ def run(repeats: int, steps: int = STEPS) -> tuple[Pairs, Classifier, TorchLoop]
 
 def measure(repeats: int) -> list[Row]:
     """Returns the row of ``fit``."""
-    note = "eager PyTorch on both sides; without progress bar and checkpoints"
+    note = "eager PyTorch, one thread, on both sides; without progress bar and checkpoints"
     return [run(repeats)[0].row("mlp", CASE, who="lightning", note=note)]

@@ -55,6 +55,11 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def use_one_thread() -> None:
+    """Makes PyTorch compute with one thread: such small arrays gain nothing from more."""
+    torch.set_num_threads(1)
+
+
 class TorchLoop:
     """A hand-written eager loop; its loss stays on the device.
 

@@ -30,9 +30,10 @@ def test_a_peer_on_jax_ends_with_the_parameters_of_the_bare_loop(
     with jax.numpy_rank_promotion("allow"):  # theirs to decide
         pairs, model, bare = adapter.run(repeats=1, steps=20)
     assert_paired(pairs, 1)
+    atol = 2e-4 if peer == "keras" else 1e-5  # Keras adds Adam's epsilon in another place
     for name, layer in adapter.params_of(model).items():
         for part, value in layer.items():
-            np.testing.assert_allclose(value, np.asarray(bare.params[name][part]), atol=1e-5)
+            np.testing.assert_allclose(value, np.asarray(bare.params[name][part]), atol=atol)
 
 
 @pytest.mark.parametrize("peer", ["lightning", "accelerate"])
