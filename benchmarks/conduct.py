@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks.catalog import OTHER_REPEATS, PEERS, REPEATS, missing_packages
 from benchmarks.measure import Row
+from benchmarks.report import cells
 
 ROOT = Path(__file__).resolve().parents[1]
 VIRTUAL = "--xla_force_host_platform_device_count=8"
@@ -99,4 +100,6 @@ def measure_all(
         say(f"measuring {name} ...")
         found, machines[name] = run_child(name, repeats_of(name, repeats))
         rows += found
+        for row in found:  # a long run that is cut short has said something
+            say(f"  {' | '.join(cells(row)[1:-1])}")
     return {"rows": rows, "machines": machines}

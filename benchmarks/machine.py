@@ -16,6 +16,7 @@ PACKAGES = (
     "tensorboardX",
     "tqdm",
     "keras",
+    "google-tunix",
     "torch",
     "lightning",
     "accelerate",
