@@ -94,6 +94,8 @@ def draw(rows: Sequence[Row], file: Path) -> bool:
         axes.plot([ratio.median], [place], "o", color=color)
     axes.axvline(1.0, color="black", linewidth=0.8)
     axes.set_xscale("log")
+    for set_format in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        set_format("{x:.3g}")
     axes.set_yticks(range(len(shown)), [f"{r.workload}: {r.case} ({r.who})" for r in shown])
     axes.invert_yaxis()
     axes.set_xlabel("framework / bare loop of its own backend (median and quartiles)")
