@@ -1,6 +1,8 @@
 """The command line: what is measured, how often, and where the results go."""
 
 import argparse
+import signal
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print("\n".join(f"{name:<12}{about}" for name, about in WORKLOADS.items()))
         print("\n".join(f"{name:<12}peer, needs {', '.join(PEERS[name])}" for name in PEERS))
         return
+    # A stop by the system ends the child process as Ctrl-C does, rather than leaving it behind.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     only = options.only or list(WORKLOADS)
     peers = [name for name in PEERS if options.peers or name in only]
     result = measure_all([name for name in WORKLOADS if name in only], peers, options.repeats)
