@@ -1,0 +1,145 @@
+"""Do both sides do the same arithmetic? Each cheap workload once, with tiny sizes."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks import conduct
+from benchmarks.against import FakeTerminal, Setting, has_option, train_in_turns
+from benchmarks.bare import BareLoop
+from benchmarks.models import Task, mlp_task
+from benchmarks.workloads import accumulate, checkpoint, devices, evaluation, gpt, mlp, start
+
+
+def assert_equal_params(trainer: Any, bare: BareLoop) -> None:
+    assert jax.tree.structure(trainer.state.params) == jax.tree.structure(bare.params)
+    for ours, theirs in zip(
+        jax.tree.leaves(trainer.state.params), jax.tree.leaves(bare.params), strict=True
+    ):
+        np.testing.assert_allclose(np.asarray(ours), np.asarray(theirs), rtol=1e-4, atol=1e-6)
+
+
+def plain(task: Task) -> Any:
+    return lambda params: BareLoop.of(task, params)
+
+
+@pytest.mark.parametrize("case", list(mlp.settings(50, 1)))
+def test_the_tiny_network_ends_with_the_parameters_of_the_bare_loop(case: str) -> None:
+    setting, task = mlp.settings(50, 1)[case], mlp_task(rows=8)
+    pairs, trainer, bare = train_in_turns(task, setting, plain(task))
+    assert trainer.global_step == 150
+    assert len(pairs.bare) == len(pairs.framework) == setting.repeats
+    assert min(*pairs.bare, *pairs.framework) > 0
+    assert_equal_params(trainer, bare)
+    start = jax.tree.leaves(trainer.state.params)[0]
+    assert not np.array_equal(np.asarray(start), 0 * np.asarray(start))
+
+
+def test_the_two_sides_would_be_told_apart() -> None:
+    task = mlp_task(rows=8)
+    other = Task("other", task.model, task.optimizer, task.batches[1:])
+    _, trainer, bare = train_in_turns(task, Setting(10, 1, log_every=10), plain(other))
+    with pytest.raises(AssertionError):
+        assert_equal_params(trainer, bare)
+
+
+def test_the_progress_bar_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[str] = []
+    monkeypatch.setattr(FakeTerminal, "write", lambda self, text: drawn.append(text) or len(text))
+    task = mlp_task(rows=8)
+    train_in_turns(task, Setting(10, 1, log_every=10, bar=True), plain(task))
+    assert any("train" in text for text in drawn)
+
+
+def test_the_rows_of_the_tiny_network() -> None:
+    rows = mlp.measure(repeats=1, steps=50)
+    assert [row.case for row in rows][:2] == ["noise", "log every 50"]
+    scanned = rows[-1]
+    assert scanned.case == "steps_per_dispatch=32"
+    assert (scanned.ratio is not None) == has_option("steps_per_dispatch")
+    assert scanned.ratio or scanned.note.startswith("not available")
+    assert all(row.ratio is not None and row.ratio.median > 0 for row in rows[:-1])
+
+
+def test_accumulation_ends_with_the_parameters_of_the_bare_scan() -> None:
+    task = mlp_task(rows=32)
+    setting = Setting(3, 1, log_every=3, options={"gradient_accumulate_steps": 8})
+    _, trainer, bare = train_in_turns(
+        task, setting, lambda params: accumulate.make_loop(task, params, 8)
+    )
+    assert_equal_params(trainer, bare)
+
+
+def test_the_memory_of_accumulation_is_compared() -> None:
+    task = mlp_task(rows=4096)
+    micro, whole = accumulate.memory(task, pieces=8)
+    for row in (micro, whole):
+        assert row.bare is not None and row.framework is not None and row.ratio is not None
+        assert row.ratio.median == pytest.approx(row.framework.median / row.bare.median)
+    assert micro.bare.median > 1 > whole.bare.median
+
+
+def test_an_evaluation_finds_what_the_bare_loop_finds() -> None:
+    (loss, accuracy), metrics = evaluation.results(mlp_task(rows=8), length=5)
+    assert metrics["loss"] == pytest.approx(loss, rel=1e-5)
+    assert metrics["accuracy"] == pytest.approx(accuracy)
+
+
+def test_the_rows_of_an_evaluation() -> None:
+    each, once = evaluation.measure(repeats=2, short=2, long=12)
+    assert (each.unit, once.unit) == ("us/batch", "us")
+    assert each.ratio is not None and once.ratio is None
+
+
+def test_what_is_lost_to_a_save_is_the_difference_of_two_turns() -> None:
+    seconds = [9.0, 9.0, 9.0, 5.0, 2.0, 7.0, 3.0]
+    assert checkpoint.lost(seconds) == [3.0, 4.0]
+    assert checkpoint.longest([1.0, 2.0, 5.0, 6.0]) == 3.0
+
+
+@pytest.mark.slow
+def test_the_rows_of_checkpoints() -> None:
+    rows = checkpoint.measure(repeats=1, sizes=(1,), turn_s=0.2)
+    assert [row.case for row in rows] == [
+        "1 MB, time lost to a save",
+        "1 MB, longest step",
+        "1 MB, restore",
+    ]
+    assert all(row.bare is not None for row in rows)
+
+
+@pytest.mark.slow
+def test_the_rows_of_several_devices() -> None:
+    rows = devices.measure(repeats=1, steps=10, large_steps=2)
+    assert [row.case for row in rows] == ["tiny network, 8 devices", "transformer, 8 devices"]
+
+
+@pytest.mark.slow
+def test_the_rows_of_the_transformer() -> None:
+    rows = gpt.measure(repeats=1, steps=50, rows=1, layers=1)
+    assert [row.case for row in rows] == ["noise", "log every 50", "norms off"]
+
+
+@pytest.mark.slow
+def test_both_scripts_reach_their_first_step(tmp_path: Path) -> None:
+    for module in (start.BARE, start.TRAINER):
+        found = start.run_script(module, str(tmp_path))
+        assert 0 < found["imports"] < found["first step"]
+    assert list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_child_process_measures_one_workload() -> None:
+    rows, machine = conduct.run_child("evaluation", 1, {"short": 2, "long": 4})
+    assert [row.workload for row in rows] == ["evaluation", "evaluation"]
+    assert machine["versions"]["jax"] == jax.__version__
+
+
+@pytest.mark.slow
+def test_a_child_process_that_fails_gives_a_row(capsys: pytest.CaptureFixture[str]) -> None:
+    rows, machine = conduct.run_child("evaluation", 1, {"no such option": 1})
+    assert machine == {} and "failed" in rows[0].case and "no such option" in rows[0].note
+    assert "TypeError" in capsys.readouterr().err
