@@ -1,6 +1,6 @@
 """May this step change the state? Decided and enforced inside the compiled step."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,7 @@ import numpy as np
 
 from xtrainer.metrics import to_host
 from xtrainer.state import GuardState, TrainState
+from xtrainer.step.order import Line
 from xtrainer.step.signals import Signals, ends_after, ends_before
 from xtrainer.types import PyTree
 
@@ -55,30 +56,13 @@ def all_finite(*trees: PyTree) -> jax.Array:
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
 
 
-def checked_norm(grads: PyTree, updates: PyTree) -> jax.Array:
-    """Returns the norm of the gradient, float32 ``()``; not finite where an update is not.
-
-    One reduction over each leaf tells both, where small leaves cost a kernel for each reduction.
-
-    Args:
-        grads: Gradients.
-        updates: What the optimizer made of them, leaf by leaf.
-    """
-
-    def squares(grad: jax.Array, update: jax.Array) -> jax.Array:
-        update = jnp.abs(update).astype(jnp.float32)
-        return jnp.sum(jnp.square(jnp.abs(grad).astype(jnp.float32)) + (update - update))
-
-    pairs = zip(jax.tree.leaves(grads), jax.tree.leaves(updates), strict=True)
-    return jnp.sqrt(sum((squares(*pair) for pair in pairs), jnp.zeros((), jnp.float32)))
-
-
 def guard_step(
     old: TrainState,
     new: TrainState,
     finite: jax.Array,
     limit: int | None,
     signals: Signals | None = None,
+    line: Line | None = None,
 ) -> tuple[TrainState, jax.Array]:
     """Returns the state after the guard, and whether the step was accepted.
 
@@ -93,7 +77,9 @@ def guard_step(
         finite: bool ``()``, whether loss, gradients and updates are.
         limit: Refused steps in a row that halt the run; None: no limit.
         signals: What the processes of the run said with this step; None for a process alone.
+        line: Where the selections wait for one another; None: they do not.
     """
+    line = line or Line(False)
     guard = old.guard
     none = jnp.zeros((), jnp.int32)
     before = none if signals is None else ends_before(signals)
@@ -110,15 +96,11 @@ def guard_step(
     first = jnp.where(begins, old.step + 1, jnp.where(accept, 0, guard.first))
     counts = jnp.stack([skipped, consecutive, first, jnp.where(halted, ended, after)])
     halts = halted if limit is None else halted | (consecutive >= limit)
-
-    def select(a: Any, b: Any) -> Any:
-        return jax.tree.map(lambda x, y: jnp.where(accept, x, y), a, b)
-
     state = old.replace(
         step=jnp.where(halts, old.step, old.step + 1),
-        params=select(new.params, old.params),
-        opt_state=select(new.opt_state, old.opt_state),
-        mutable_variables=select(new.mutable_variables, old.mutable_variables),
+        params=line.select(accept, new.params, old.params),
+        opt_state=line.select(accept, new.opt_state, old.opt_state),
+        mutable_variables=line.select(accept, new.mutable_variables, old.mutable_variables),
         guard=GuardState(counts),
     )
     return state, accept

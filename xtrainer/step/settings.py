@@ -1,6 +1,9 @@
 """What does a step do besides the loss? The settings of the pure step functions."""
 
+import functools
 from dataclasses import dataclass, field
+
+import jax
 
 from xtrainer.parallel import BatchLayout
 from xtrainer.step.precision import PrecisionConfig
@@ -52,3 +55,12 @@ class StepSettings:
     remat: tuple[str, ...] = ()
     remat_policy: str = "nothing_saveable"
     freeze: tuple[str, ...] = ()
+
+    @functools.cached_property
+    def in_line(self) -> bool:
+        """Whether small kernels are computed one after the other, see ``xtrainer.step.order``."""
+        shardings = jax.tree.leaves(self.param_shardings)
+        whole = bool(shardings) and all(sharding.is_fully_replicated for sharding in shardings)
+        if self.layout is None or not whole:
+            return False  # a number of an array that is spread would have to be sent
+        return all(device.platform == "cpu" for device in self.layout.mesh.devices.flat)

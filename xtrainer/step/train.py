@@ -11,12 +11,12 @@ from xtrainer.metrics import (
     DeviceMetrics,
     MetricLayout,
     accumulate,
-    global_norm,
     norms_per_param,
 )
 from xtrainer.state import TrainState
 from xtrainer.step.gradients import BatchGradient, make_gradient_fn
-from xtrainer.step.guard import all_finite, checked_norm, guard_step, report_of
+from xtrainer.step.guard import all_finite, guard_step, report_of
+from xtrainer.step.order import Line
 from xtrainer.step.settings import StepSettings
 from xtrainer.step.signals import reduce_signals
 from xtrainer.tree import flatten_with_paths
@@ -76,12 +76,13 @@ def make_train_step(
             mutable_variables=result.terms.mutable,
         )
         # The norm of the gradient, as a square that overflows would stay in the second moments.
-        norm = checked_norm(result.grads, updates)
-        terms = result.terms
-        norms = _norm_values(norm, result.grads, state.params, settings)
+        line, terms = Line(settings.in_line), result.terms
+        norm = line.norm(result.grads, updates)
+        norms = _norm_values(norm, result.grads, state.params, settings, line)
         finite = all_finite(terms.value, terms.weight, norm, terms.mutable) & _is_read(norms)
         said = None if signals is None else reduce_signals(signals)
-        new_state, accepted = guard_step(state, proposed, finite, settings.nonfinite_limit, said)
+        decide = (finite, settings.nonfinite_limit, said, line)
+        new_state, accepted = guard_step(state, proposed, *decide)
         metrics = _add_metrics(settings, metrics, result, norms, state.params, accepted)
         return _stored(new_state, settings), metrics, report_of(state, new_state, row_mask, said)
 
@@ -143,10 +144,10 @@ def _norm_names(params: PyTree, settings: StepSettings) -> list[str]:
 
 
 def _norm_values(
-    norm: jax.Array, grads: PyTree, params: PyTree, settings: StepSettings
+    norm: jax.Array, grads: PyTree, params: PyTree, settings: StepSettings, line: Line
 ) -> list[jax.Array]:
     values = [norm] if settings.log_grad_norm else []
-    values += [global_norm(params)] if settings.log_param_norm else []
+    values += [line.norm(params)] if settings.log_param_norm else []
     values += list(norms_per_param(grads).values()) if settings.log_grad_norm_per_param else []
     values += list(norms_per_param(params).values()) if settings.log_param_norm_per_param else []
     return values
