@@ -30,6 +30,9 @@ class LoaderSource:
             them; after ``set_state`` of a loader, its next ``iter()`` goes on from there.
         name: What the loader is called in messages, such as ``"train"``.
 
+    Attributes:
+        is_quick: Whether batches have come faster than a thread could hand them over.
+
     Raises:
         LoaderError: If the loader cannot be iterated.
 
@@ -59,6 +62,7 @@ class LoaderSource:
         self._ended = False
         self._error: Exception | None = None
         self._reader: object | None = None
+        self.is_quick = False
 
     @property
     def is_one_shot(self) -> bool:

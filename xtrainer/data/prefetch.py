@@ -22,6 +22,11 @@ _SIZE = 2
 _SMALL_BYTES = 2**15
 _SIZE_IF_SMALL = 32
 
+_QUICK_S = 1e-4
+"""Seconds for a batch below which a thread costs more than it saves."""
+_TRIED = 16
+_SLOW_S = 2e-3
+
 Entry = tuple[BatchLike, PyTree, LoaderPosition]
 
 
@@ -38,6 +43,9 @@ class Prefetcher:
         size: How many batches may be read and not handed out; None: 2, and 32 where they have at
             most 32 KiB, since the two threads would wait for each other more than they work.
         limit: How many batches are read in all, None for the rest of the pass.
+        may_inline: Whether batches of a loader that turns out to be quick (less than 100 us for
+            each) may be read by the caller of ``next`` itself, until they come slowly again. Two
+            threads of Python take turns, which costs more than such a batch does.
 
     Attributes:
         waited_s: Seconds for which ``next`` has waited for the thread.
@@ -59,6 +67,7 @@ class Prefetcher:
         prepare: Callable[[BatchLike], PyTree],
         size: int | None = _SIZE,
         limit: int | None = None,
+        may_inline: bool = False,
     ) -> None:
         if (size is not None and size < 1) or (limit is not None and limit < 0):
             raise LoaderError(
@@ -70,6 +79,9 @@ class Prefetcher:
         self._prepare = prepare
         self._size = size
         self._limit = limit
+        self._count = 0  # batches that were read
+        self._may_inline = may_inline
+        self._is_inline = may_inline and source.is_quick
         # Queues in C, and room for small batches given back by the half: a lock for each would cost
         # more than such a batch does.
         self._ready: queue.SimpleQueue[Entry | None] = queue.SimpleQueue()  # None: no more
@@ -81,7 +93,8 @@ class Prefetcher:
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
         self._done = False  # the last entry was seen
-        self._limited = False  # the thread has read as many batches as it may
+        self._limited = False  # as many batches were read as may be
+        self._handed_over = False  # the thread has left the rest to the caller
         self._closed = False
         self._end = threading.Lock()  # who is last gives the batches back
 
@@ -170,6 +183,8 @@ class Prefetcher:
 
     def _get(self) -> Entry | None:
         """Returns the next entry, None at the end; waits for it."""
+        if self._is_inline and not self._closed:
+            return self._read_inline()
         if self._thread is None or self._closed:
             self._start()
         if self._done:
@@ -178,7 +193,46 @@ class Prefetcher:
             entry = self._ready.get_nowait()
         except queue.Empty:
             entry = self._wait()
+        if entry is None and self._source.is_quick and self._handed_over:
+            self._take_over()
+            return self._get()
         self._done = entry is None
+        return entry
+
+    def _take_over(self) -> None:
+        """Goes on without the thread, which has ended."""
+        if self._thread is not None:
+            self._thread.join()
+            self._source.release(self._thread)
+        self._thread, self._handed_over, self._is_inline = None, False, True
+
+    def _read_inline(self) -> Entry | None:
+        """Reads and prepares the next batch in the caller's thread."""
+        if self._done:
+            return None
+        if self._count == self._limit:
+            self._limited = self._done = True
+            return None
+        start = time.perf_counter()
+        try:
+            batch, position = self._source.pull()
+        except StopIteration:
+            self._done = True
+            return None
+        except BaseException as error:
+            self._done, self._error = True, error
+            return None
+        self._count += 1
+        try:
+            entry = (batch, self._prepared(batch, position), position)
+        except BaseException as error:
+            self._failed = (batch, position)
+            self._done, self._error = True, error
+            return None
+        spent = time.perf_counter() - start
+        if spent > _SLOW_S:  # the next ones are read ahead again
+            self.waited_s += spent
+            self._source.is_quick = self._is_inline = False
         return entry
 
     def _wait(self) -> Entry | None:
@@ -206,16 +260,22 @@ class Prefetcher:
 
     def _read(self) -> None:
         room = self._size or _SIZE
-        count = 0
-        while count != self._limit:
+        first, busy_s = self._count, 0.0
+        while self._count != self._limit:
             while room <= 0 and not self._closed:
                 room += self._room.get()
             if self._closed:
                 return
+            start = time.perf_counter()
             batch, position = self._source.pull(self._thread)
-            count += 1
+            self._count += 1
             room -= 1
             self._add(batch, position)
+            busy_s += time.perf_counter() - start
+            count = self._count - first
+            if self._may_inline and count == _TRIED and busy_s < _TRIED * _QUICK_S:
+                self._source.is_quick = self._handed_over = True
+                return
             if count == 1 and self._size is None and _num_bytes(batch) <= _SMALL_BYTES:
                 room += _SIZE_IF_SMALL - _SIZE
                 self._burst = _SIZE_IF_SMALL // 2
@@ -224,8 +284,13 @@ class Prefetcher:
     def _add(self, batch: BatchLike, position: LoaderPosition) -> None:
         # Kept until it is in the queue, so that close gives it back if prepare fails.
         self._failed = (batch, position)
+        placed = None if self._closed else self._prepared(batch, position)
+        self._ready.put((batch, placed, position))
+        self._failed = None
+
+    def _prepared(self, batch: BatchLike, position: LoaderPosition) -> PyTree:
         try:
-            placed = None if self._closed else self._prepare(batch)
+            return self._prepare(batch)
         except StopIteration as error:  # would pass for the end of the loader
             failure = RuntimeError("The preparation of a batch raised StopIteration.")
             failure.add_note(self._source.note(position.batches))
@@ -233,8 +298,6 @@ class Prefetcher:
         except BaseException as error:
             error.add_note(self._source.note(position.batches))
             raise
-        self._ready.put((batch, placed, position))
-        self._failed = None
 
     def _give_back(self) -> None:
         """Gives the source what was read and not handed out; nothing the second time."""

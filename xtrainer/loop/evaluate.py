@@ -111,7 +111,9 @@ def _batches(
     Where other processes may have more, batches of padding follow without end.
     """
     try:
-        with contextlib.closing(Prefetcher(source, prepare, None)) as ahead:
+        with contextlib.closing(
+            Prefetcher(source, prepare, None, may_inline=trainer.feeds_host_batches)
+        ) as ahead:
             if not together.several:
                 yield from ((batch, False) for batch, _ in ahead)
             else:

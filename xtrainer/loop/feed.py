@@ -140,7 +140,8 @@ class Feed:
             taken = progress.step
             limit = plan.batches_left(progress)
             last = False
-            ahead = Prefetcher(source, trainer.prepare_train_batch, None, limit)
+            quick = trainer.feeds_host_batches
+            ahead = Prefetcher(source, trainer.prepare_train_batch, None, limit, quick)
             with contextlib.closing(ahead):
                 for batch, position in ahead:
                     last = several and self._is_last(ahead, position)
