@@ -8,7 +8,6 @@ import pytest
 
 from xtrainer.data import LoaderPosition
 from xtrainer.loop.in_flight import InFlight, Moment
-from xtrainer.metrics import to_host
 from xtrainer.state import Progress
 from xtrainer.step import StepReport
 
@@ -106,13 +105,13 @@ def test_a_report_is_read_only_when_it_must(
     stage: probes.Repeatable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[int] = []
+    fetch = InFlight._read
 
-    def counted(array: Any) -> Any:
-        found = to_host(array)
-        read.append(int(found[0]))
-        return found
+    def counted(self: InFlight) -> None:
+        fetch(self)
+        read.append(self.newest.step)
 
-    monkeypatch.setattr("xtrainer.loop.in_flight.to_host", counted)
+    monkeypatch.setattr(InFlight, "_read", counted)
     trainer = stage.begin(max_steps_in_flight=3, every=1000)
     trainer.train_model(probes.numbered(8), num_epochs=1)
     assert read == [1, 2, 3, 4, 5, 6, 7, 8]  # the last three when the epoch ends

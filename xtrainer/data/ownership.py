@@ -33,6 +33,11 @@ def own(box: list[BatchLike]) -> BatchLike:
         [0.0]
     """
     leaves, structure = jax.tree.flatten(box[0])
+    copies = [
+        leaf.copy() for leaf in leaves if type(leaf) is np.ndarray and leaf.nbytes <= _SMALL_BYTES
+    ]
+    if len(copies) == len(leaves):  # as for every batch of a small model
+        return structure.unflatten(copies)
     if any(getattr(leaf, "nbytes", 0) > _SMALL_BYTES for leaf in leaves):
         leaves.clear()  # they would count as owners
         if _is_unshared(box):

@@ -120,11 +120,11 @@ class Prefetcher:
             StopIteration: At the end of the pass, or after ``limit`` batches.
             LoaderError: If the prefetcher was closed.
         """
-        if self._held is None:
-            self._held = self._get()
-        entry, self._held = self._held, None
+        entry, self._held = self._held or self._get(), None
         if entry is not None:
             self._source.commit(entry[2])
+            if self._is_inline:
+                return entry[1], entry[2]
             self._taken += 1
             if self._taken >= self._burst:
                 self._room.put(self._taken)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
+import numpy as np
 
 from xtrainer.data import LoaderPosition
 from xtrainer.metrics import start_to_host, to_host
@@ -52,6 +53,7 @@ class InFlight:
     def __init__(self, limit: int, skipped: int = 0, examples: int = 0, steps: int = 1) -> None:
         self.examples = examples
         self.trouble = False
+        self._on_cpu = jax.default_backend() == "cpu"
         self._limit = limit
         self._waiting: deque[jax.Array] = deque()
         # The positions behind the newest steps, and the moment that their numbers count from.
@@ -81,7 +83,8 @@ class InFlight:
         Returns:
             Whether the newest step that was read was refused, or the run has ended with it.
         """
-        start_to_host(report)
+        if not self._on_cpu:
+            start_to_host(report)
         self._waiting.append(report)
         self._positions.extend(positions)
         self._dispatched += len(positions)
@@ -109,8 +112,13 @@ class InFlight:
         return Moment(step, start.epochs_done, in_epoch, position)
 
     def _read(self) -> None:
-        report = to_host(self._waiting.popleft()).tolist()
-        rows = report if isinstance(report[0], list) else [report]
-        self._newest = newest = rows[-1]
-        self.examples += sum([row[6] for row in rows])
+        array = self._waiting.popleft()
+        # On a CPU there is nothing to transfer; asking for it takes longer than to look.
+        report = np.asarray(array) if self._on_cpu else to_host(array)
+        if report.ndim == 1:
+            self._newest = newest = report.tolist()
+            self.examples += newest[6]
+        else:
+            self._newest = newest = report[-1].tolist()
+            self.examples += int(report[:, 6].sum())
         self.trouble = newest[2] > 0 or newest[4] > 0

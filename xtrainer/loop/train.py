@@ -116,14 +116,20 @@ class _Run:
         trainer = self.trainer
         with contextlib.closing(self.feed.items()) as items:
             if self.agenda.sizes == (1,):
-                groups = ([item] for item in items if item is not None)
-            else:
-                size = lambda left: self.agenda.size(trainer.progress.step, left)  # noqa: E731
-                groups = self.feed.groups(items, size)
-            for group in groups:
-                self.dispatch(group, epoch)
+                for item in items:
+                    if item is not None:
+                        self.step(item, epoch)
+                        if trainer.stop_reason is not None:
+                            return
+                return
+            size = lambda left: self.agenda.size(trainer.progress.step, left)  # noqa: E731
+            for group in self.feed.groups(items, size):
+                if len(group) == 1:
+                    self.step(group[0], epoch)
+                else:
+                    self.dispatch(group, epoch)
                 if trainer.stop_reason is not None:
-                    break
+                    return
 
     def end_epoch(self, epoch: int, start: float) -> None:
         """Closes an epoch; one cut short by the end of the run stays open for a longer run."""
@@ -146,24 +152,31 @@ class _Run:
         at_end = not source.is_one_shot and source.position.batches == source.length
         return self.together.agree("end of a pass", at_end)
 
+    def step(self, item: Item, epoch: int) -> None:
+        """Dispatches one step, and does what is due after it."""
+        trainer, windows = self.trainer, self.windows
+        bits = self.bits(item) if self.together.several else 0
+        trainer.state, windows.current, report = self.executor(
+            trainer.state, item.batch, windows.current, bits
+        )
+        self.dispatched((item,), epoch, report)
+
     def dispatch(self, group: Sequence[Item], epoch: int) -> None:
         """Dispatches the steps of a group in one call, and does what is due after them."""
-        trainer, progress, windows = self.trainer, self.trainer.progress, self.windows
-        item = group[0]
-        if len(group) == 1:
-            bits = self.bits(item) if self.together.several else 0
-            trainer.state, windows.current, report = self.executor(
-                trainer.state, item.batch, windows.current, bits
-            )
-        else:
-            batches = [one.batch for one in group]
-            trainer.state, windows.current, report = self.executor.many(
-                trainer.state, batches, windows.current, [self.bits(one) for one in group]
-            )
-        progress.step = windows.step = step = progress.step + len(group)
+        trainer, windows = self.trainer, self.windows
+        batches = [one.batch for one in group]
+        trainer.state, windows.current, report = self.executor.many(
+            trainer.state, batches, windows.current, [self.bits(one) for one in group]
+        )
+        self.dispatched(group, epoch, report)
+
+    def dispatched(self, group: Sequence[Item], epoch: int, report: jax.Array) -> None:
+        """Counts steps that were dispatched, and does what is due after them."""
+        trainer, progress = self.trainer, self.trainer.progress
+        progress.step = self.windows.step = step = progress.step + len(group)
         progress.step_in_epoch += len(group)
-        if item.batch.examples > progress.batch_rows:
-            progress.batch_rows = item.batch.examples
+        if group[0].batch.examples > progress.batch_rows:
+            progress.batch_rows = group[0].batch.examples
         if trainer.first_step:
             self.first_step_done(report)
         if self.in_flight.push(report, [one.position for one in group]):

@@ -1,6 +1,7 @@
 """How is a step compiled? Donated, with explicit shardings, once for each shape of batch."""
 
 import dataclasses
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from xtrainer.metrics import DeviceMetrics, MetricLayout
 from xtrainer.parallel import BatchLayout
 from xtrainer.state import TrainState
 from xtrainer.step.executor import Executor, PlacedBatch, Program, program_key
-from xtrainer.step.programs import CompileFn
+from xtrainer.step.programs import CompileFn, Programs
 from xtrainer.step.settings import StepSettings
 from xtrainer.step.signals import reduce_signals
 from xtrainer.types import BatchLike, PyTree
@@ -153,6 +154,8 @@ class EvalExecutor(Executor):
         super().__init__(
             "eval_step", metric_layout, state_shardings, layout, debug, compile_program
         )
+        # Sets of other batch sizes are nothing unusual.
+        self.programs = Programs("eval_step", compile_program, logging.INFO)
 
         def eval_step(
             state: TrainState,

@@ -27,6 +27,14 @@ class Line:
         self._wanted = wanted
         self._last: jax.Array | None = None  # float32 (), of the one that was put in last
 
+    def hold(self, tree: PyTree) -> PyTree:
+        """Returns a tree that is computed once, and not again within each thing made of it.
+
+        An optimizer's update within the reduction that checks it would be computed number by
+        number, root and division included.
+        """
+        return jax.lax.optimization_barrier(tree) if self._wanted else tree
+
     def gate(self, condition: jax.Array) -> jax.Array:
         """Returns a condition, bool ``()``, that is known after what was put in last."""
         if self._last is None:

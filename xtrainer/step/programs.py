@@ -62,19 +62,22 @@ class Programs:
     Args:
         name: What the function is called in messages.
         compile_program: Compiles what was lowered; as it is where None.
+        level: Of the log, for reports of programs that nobody had asked for ahead.
 
     Attributes:
         compile_s: Seconds for which callers have waited for a program.
         recompilations: What was said of each program that nobody had asked for ahead.
     """
 
-    def __init__(self, name: str, compile_program: CompileFn | None = None) -> None:
+    def __init__(
+        self, name: str, compile_program: CompileFn | None = None, level: int = logging.WARNING
+    ) -> None:
         self.name = name
+        self._level = level
         self.compile_s = 0.0
         self.recompilations: list[str] = []
         self._compile = compile_program or (lambda lowered, name: lowered.compile())
         self._found: dict[Hashable, tuple[Future[jax.stages.Compiled], Mapping[str, Any]]] = {}
-        self._newest: Mapping[str, Any] | None = None  # shapes of the program compiled last
 
     def __len__(self) -> int:
         """Returns how many programs there are."""
@@ -105,16 +108,20 @@ class Programs:
         return self._found[key][0]
 
     def get(
-        self, key: Hashable, function: Any, arguments: Mapping[str, Any]
+        self,
+        key: Hashable,
+        function: Any,
+        arguments: Mapping[str, Any],
+        reported: bool = False,
     ) -> jax.stages.Compiled:
         """Returns the program of a key; compiles it where that was not done ahead.
 
-        A program besides those that were asked for ahead is reported, with what has changed.
+        A program besides those that were asked for ahead is reported, with what has changed, unless
+        it is the first for as many steps or ``reported`` already.
         """
         start = time.perf_counter()
         if key not in self._found:
-            if self._newest is not None:
-                self._report(describe_changes(self._newest, spec_of(dict(arguments))))
+            self._report(None if reported else self._changes(key, arguments))
             lowered = function.lower(*arguments.values())
             program: Future[jax.stages.Compiled] = Future()
             program.set_result(self._compile(lowered, self.name))
@@ -146,22 +153,38 @@ class Programs:
                 "ones were (jax.device_put(new, old.sharding)), and keep no state that a step was "
                 "given: it is donated, unless donate_train_state=False."
             ) from error
-        _, self._newest = self._found.pop(key)  # what is reported has changed since that one
-        return self.get(key, function, arguments)
+        self._report(changes)
+        del self._found[key]
+        return self.get(key, function, arguments, reported=True)
 
     def _keep(
         self, key: Hashable, program: Future[jax.stages.Compiled], arguments: Mapping[str, Any]
     ) -> None:
-        specs: Mapping[str, Any] = spec_of(dict(arguments))
-        self._newest = specs
-        self._found[key] = (program, specs)
+        self._found[key] = (program, spec_of(dict(arguments)))
 
-    def _report(self, changes: list[str]) -> None:
+    def _changes(self, key: Hashable, arguments: Mapping[str, Any]) -> list[str] | None:
+        """Returns how arguments differ from those of the program that is most like them.
+
+        None where there is none for as many steps.
+        """
+        now = spec_of(dict(arguments))
+        others = [
+            specs for other, (_, specs) in self._found.items() if _steps(other) == _steps(key)
+        ]
+        return min((describe_changes(specs, now) for specs in others), key=len, default=None)
+
+    def _report(self, changes: list[str] | None) -> None:
+        if changes is None:
+            return
         shown = changes[:10] + ([f"and {len(changes) - 10} more"] if len(changes) > 10 else [])
         text = "\n  ".join(shown) or "nothing that can be told apart"
         self.recompilations.append(text)
-        _LOG.warning("%s is compiled again, since its arguments have changed:\n  %s.",
-                     self.name, text)  # fmt: skip
+        _LOG.log(self._level, "%s is compiled again, since its arguments have changed:\n  %s.",
+                 self.name, text)  # fmt: skip
+
+
+def _steps(key: Hashable) -> Hashable:
+    return key[-1] if isinstance(key, tuple) else None
 
 
 def _spec(leaf: Any) -> jax.ShapeDtypeStruct:

@@ -69,14 +69,9 @@ def make_train_step(
         state = _on_devices(state, settings)
         rng = jax.random.fold_in(state.rng, state.step)
         result = gradient(state.params, state.mutable_variables, batch, row_mask, rng)
-        updates, opt_state = optimizer.update(result.grads, state.opt_state, state.params)
-        proposed = state.replace(
-            params=optax.apply_updates(state.params, updates),
-            opt_state=_with_dtypes(opt_state, state.opt_state),
-            mutable_variables=result.terms.mutable,
-        )
-        # The norm of the gradient, as a square that overflows would stay in the second moments.
         line, terms = Line(settings.in_line), result.terms
+        updates, proposed = _propose(optimizer, state, result, line)
+        # The norm of the gradient, as a square that overflows would stay in the second moments.
         norm = line.norm(result.grads, updates)
         norms = _norm_values(norm, result.grads, state.params, settings, line)
         finite = all_finite(terms.value, terms.weight, norm, terms.mutable) & _is_read(norms)
@@ -87,6 +82,19 @@ def make_train_step(
         return _stored(new_state, settings), metrics, report_of(state, new_state, row_mask, said)
 
     return train_step
+
+
+def _propose(
+    optimizer: optax.GradientTransformation, state: TrainState, result: BatchGradient, line: Line
+) -> tuple[PyTree, TrainState]:
+    """Returns the updates of the parameters, and the state as they would leave it."""
+    updates, opt_state = optimizer.update(result.grads, state.opt_state, state.params)
+    updates = line.hold(updates)
+    return updates, state.replace(
+        params=optax.apply_updates(state.params, updates),
+        opt_state=_with_dtypes(opt_state, state.opt_state),
+        mutable_variables=result.terms.mutable,
+    )
 
 
 def train_layout(

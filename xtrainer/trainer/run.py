@@ -79,6 +79,8 @@ def _start(trainer: TrainerView, plan: Plan, loaders: Loaders, test_loader: Any)
 
     The steps are compiled meanwhile, in threads.
     """
+    for callback in trainer.callbacks:
+        callback.check_start()
     if not plan.done(trainer.progress):
         _compile_ahead(trainer, plan, loaders)
     said = gather_results(lambda: _check(trainer, plan, loaders), "start of training")
