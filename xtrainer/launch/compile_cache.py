@@ -159,9 +159,9 @@ class CompilationCache:
         with self._lock:
             return CacheCounts(self._hits, self._requests - self._hits)
 
-    def summary(self) -> str:
-        """Returns :meth:`report` in one line."""
-        records = self.report()
+    def summary(self, newest: int | None = None) -> str:
+        """Returns :meth:`report` in one line, or its newest entries."""
+        records = self.report()[-newest if newest else 0 :]
         if not records:
             return "compiled nothing"
         return "compiled " + ", ".join(record.description for record in records)

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from xtrainer.data import LoaderPosition, LoaderSource
+from xtrainer.launch import compilation_cache
 from xtrainer.loop.evaluate import Sources, run_evaluation, transfer_guard
 from xtrainer.loop.feed import Feed, Item
 from xtrainer.loop.in_flight import InFlight, Moment
@@ -195,6 +196,7 @@ class _Run:
         trainer.ledger.first_step = spent = trainer.ledger.snapshot()
         parts = ", ".join(f"{name} {s:.2f} s" for name, s in spent.items() if s >= 0.005)
         _LOG.info("First step after %.2f s: %s.", sum(spent.values()), parts)
+        _LOG.info("Meanwhile %s.", compilation_cache().summary(newest=4))
 
     def account_for_compiling(self) -> None:
         """Counts the time in which the steps have waited for a program as compilation."""

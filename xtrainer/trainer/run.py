@@ -41,10 +41,7 @@ def train(
         Exception: What the loader, a callback, a logger or the step raised.
     """
     with trainer.ledger.spent("idle"):
-        results = _train(trainer, plan, loaders, test_loader)
-    _LOG.info("Time of this trainer: %s.", trainer.ledger.summary())
-    trainer.ledger.warn_of_large_parts()
-    return results
+        return _train(trainer, plan, loaders, test_loader)
 
 
 def _train(
@@ -58,7 +55,11 @@ def _train(
         _LOG.info("%s", f"{_reason(trainer).value} {trainer.stop_detail}".rstrip())
         trainer.notify("on_training_end")
         if test_loader is not None and _reason(trainer) is not StopReason.NONFINITE:
-            results["test"] = _test_best(trainer, test_loader)
+            with trainer.ledger.spent("validation"):
+                results["test"] = _test_best(trainer, test_loader)
+        trainer.ledger.snapshot()
+        _LOG.info("Time of this trainer: %s.", trainer.ledger.summary())
+        trainer.ledger.warn_of_large_parts()
     except BaseException as error:
         peers.announce(error)  # before anything that other processes would have to take part in
         trainer.stop_reason, trainer.stop_detail = StopReason.FAILED, repr(error)
