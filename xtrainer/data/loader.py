@@ -37,6 +37,7 @@ class LoaderSource:
         LoaderError: If the loader cannot be iterated.
 
     Example:
+        >>> import numpy as np
         >>> source = LoaderSource([np.zeros(2), np.ones(2)], "train")
         >>> batch, position = source.next_host()
         >>> position

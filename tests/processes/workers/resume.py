@@ -17,7 +17,7 @@ import probes
 import zoo
 
 import xtrainer as xt
-from xtrainer.step import StepReport
+from xtrainer.loop.in_flight import InFlight
 
 ROWS, BATCH = 70, 16
 """Four whole batches and one of six rows, so that of four processes two have none of it."""
@@ -93,18 +93,17 @@ def go_on(folder: Path, step: int, mesh: Any = None) -> dict[str, Any]:
 def waits() -> Iterator[list[int]]:
     """Gives the steps of the reports that are read inside, in order."""
     read: list[int] = []
-    fetch = StepReport.fetch
+    fetch = InFlight._read
 
-    def noting(report: jax.Array) -> StepReport:
-        found = fetch(report)
-        read.append(found.step)
-        return found
+    def noting(self: InFlight) -> None:
+        fetch(self)
+        read.append(self.newest.step)
 
-    StepReport.fetch = noting  # type: ignore[method-assign, assignment]
+    InFlight._read = noting  # type: ignore[method-assign]
     try:
         yield read
     finally:
-        StepReport.fetch = fetch  # type: ignore[method-assign]
+        InFlight._read = fetch  # type: ignore[method-assign]
 
 
 def late_reports() -> dict[str, Any]:
@@ -125,7 +124,8 @@ def late_reports() -> dict[str, Any]:
             return dispatch(*args)
 
         trainer.compiled_train_step = step
-        step.new_window = dispatch.new_window  # type: ignore[attr-defined]
+        for name in ("new_window", "programs", "ahead"):
+            setattr(step, name, getattr(dispatch, name))
         trainer.train_model(loader(), num_train_steps=ROWS // BATCH)
     return {"newest": newest, "read": read}
 
