@@ -24,7 +24,7 @@ OPTIONAL = [
 OTHERS = "import flax, jax, ml_collections, optax, orbax.checkpoint, rich, tqdm"
 # What our import may bring beyond JAX, Flax and Optax: small modules of JAX and Python.
 ALLOWED = {"xtrainer", "jax.experimental.mesh_utils", "multiprocessing", "shlex", "__mp_main__"}
-ALLOWED |= {"queue", "_queue"}
+ALLOWED |= {"queue", "_queue", "concurrent.futures.thread"}
 PROBE = """
 import json, os, sys
 {others}

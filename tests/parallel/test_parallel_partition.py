@@ -98,7 +98,7 @@ def test_what_belongs_to_no_parameter_is_on_every_device() -> None:
         for path, spec in found.items()
         if not path.startswith("params") and not any(f"/{name}/" in path for name in ("mu", "nu"))
     }
-    assert {"step", "rng", "guard/skipped", "batch_stats"} <= {
+    assert {"step", "rng", "guard/counts", "batch_stats"} <= {
         path.removeprefix("mutable_variables/").removesuffix("/mean") for path in rest
     }
     assert any(path.endswith("count") for path in rest)

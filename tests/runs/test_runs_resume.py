@@ -75,9 +75,9 @@ def runs(
     first_results = train(first)
     stop = (first.stop_reason, first.global_step)
     second = trainer_of(folder / "parts")
-    loaded = second.load_model()
-    restored = second.state
-    with zoo.compilations() as compiled:
+    with zoo.compilations() as compiled:  # the step is compiled while the state is read
+        loaded = second.load_model()
+        restored = second.state
         second_results = train(second)
     yield SimpleNamespace(
         folder=folder, end=end, stop=stop, second=second, loaded=loaded, restored=restored,
@@ -224,8 +224,8 @@ def test_a_run_can_be_gone_on_with_before_a_ragged_last_batch(
     whole.train_model(zoo.loader(43, shuffle=True), num_train_steps=5)  # 16, 16, 11, 16, 16
     begin("parts").train_model(zoo.loader(43, shuffle=True), num_train_steps=2)
     second = begin("parts")
-    second.load_model()
     with zoo.compilations() as compiled:
+        second.load_model()  # meanwhile the step is compiled
         second.train_model(zoo.loader(43, shuffle=True), num_train_steps=5)
     probes.assert_same_course(probes.learned(second), probes.learned(whole))
     assert compiled["train_step"] == (1 if trainer_class is zoo.Classifier else 2)

@@ -266,16 +266,17 @@ class Prefetcher:
                 room += self._room.get()
             if self._closed:
                 return
-            start = time.perf_counter()
+            start = time.perf_counter() if self._may_inline else 0.0
             batch, position = self._source.pull(self._thread)
             self._count += 1
             room -= 1
             self._add(batch, position)
-            busy_s += time.perf_counter() - start
             count = self._count - first
-            if self._may_inline and count == _TRIED and busy_s < _TRIED * _QUICK_S:
-                self._source.is_quick = self._handed_over = True
-                return
+            if self._may_inline:
+                busy_s += time.perf_counter() - start
+                if count == _TRIED and busy_s < _TRIED * _QUICK_S:
+                    self._source.is_quick = self._handed_over = True
+                    return
             if count == 1 and self._size is None and _num_bytes(batch) <= _SMALL_BYTES:
                 room += _SIZE_IF_SMALL - _SIZE
                 self._burst = _SIZE_IF_SMALL // 2

@@ -28,12 +28,15 @@ class Line:
         self._last: jax.Array | None = None  # float32 (), of the one that was put in last
 
     def hold(self, tree: PyTree) -> PyTree:
-        """Returns a tree that is computed once, and not again within each thing made of it.
+        """Returns a tree whose small leaves are computed once, not in each thing made of them.
 
         An optimizer's update within the reduction that checks it would be computed number by
-        number, root and division included.
+        number, root and division included. Large leaves would need memory of their own.
         """
-        return jax.lax.optimization_barrier(tree) if self._wanted else tree
+        if not self._wanted:
+            return tree
+        hold = jax.lax.optimization_barrier
+        return jax.tree.map(lambda leaf: hold(leaf) if leaf.size <= _SMALL else leaf, tree)
 
     def gate(self, condition: jax.Array) -> jax.Array:
         """Returns a condition, bool ``()``, that is known after what was put in last."""
