@@ -274,9 +274,11 @@ class Prefetcher:
             count = self._count - first
             if self._may_inline:
                 busy_s += time.perf_counter() - start
-                if count == _TRIED and busy_s < _TRIED * _QUICK_S:
-                    self._source.is_quick = self._handed_over = True
-                    return
+                if count % _TRIED == 0:  # the first ones take longer to begin with
+                    if busy_s < _TRIED * _QUICK_S:
+                        self._source.is_quick = self._handed_over = True
+                        return
+                    busy_s = 0.0
             if count == 1 and self._size is None and _num_bytes(batch) <= _SMALL_BYTES:
                 room += _SIZE_IF_SMALL - _SIZE
                 self._burst = _SIZE_IF_SMALL // 2
