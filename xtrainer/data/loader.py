@@ -7,8 +7,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from xtrainer.data.batch import num_rows
-from xtrainer.data.ownership import own
+from xtrainer.data.ownership import Owner
 from xtrainer.data.position import LoaderPosition
 from xtrainer.errors import LoaderError
 from xtrainer.types import JSON, BatchLike, StatefulLoader
@@ -64,6 +63,7 @@ class LoaderSource:
         self._error: Exception | None = None
         self._reader: object | None = None
         self.is_quick = False
+        self._own = Owner()
 
     @property
     def is_one_shot(self) -> bool:
@@ -122,8 +122,7 @@ class LoaderSource:
                 self._fast_forward()
             if self._ahead:
                 return self._ahead.popleft()
-            batch = own([self._next_raw()])
-            num_rows(batch)
+            batch = self._own([self._next_raw()])
             made = self._produced.after_one(self._read_state())
         except StopIteration:
             raise

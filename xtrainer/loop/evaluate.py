@@ -130,12 +130,8 @@ def _batches(
 def transfer_guard(trainer: LoopTrainer) -> Any:
     """Returns a context in which an implicit transfer is an error, where the trainer guards.
 
-    On a CPU small host batches go straight into the compiled step, which is no transfer there.
+    On a CPU there is none where host batches go straight into the compiled step: nothing is
+    transferred there, and a loader may be read in this thread.
     """
-    if not trainer.guards_transfers:
-        return contextlib.nullcontext()
-    context = contextlib.ExitStack()
-    context.enter_context(jax.transfer_guard("disallow"))
-    if trainer.feeds_host_batches:
-        context.enter_context(jax.transfer_guard_host_to_device("allow"))
-    return context
+    guarded = trainer.guards_transfers and not trainer.feeds_host_batches
+    return jax.transfer_guard("disallow") if guarded else contextlib.nullcontext()

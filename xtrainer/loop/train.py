@@ -318,4 +318,5 @@ class _Run:
 
 def _free_transfers(trainer: LoopTrainer) -> Any:
     # Callbacks and loggers are the user's; what they transfer at their own moments is no stall.
-    return jax.transfer_guard("allow") if trainer.guards_transfers else contextlib.nullcontext()
+    guarded = trainer.guards_transfers and not trainer.feeds_host_batches
+    return jax.transfer_guard("allow") if guarded else contextlib.nullcontext()
