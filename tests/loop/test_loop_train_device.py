@@ -22,6 +22,12 @@ def implicit(*args: Any) -> None:
     jax.jit(lambda x: x + 1)(np.ones(3, np.float32))
 
 
+def place_batches(trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes a trainer place every batch and guard transfers, as it does on an accelerator."""
+    for prepare in (trainer.prepare_train_batch, trainer.prepare_eval_batch):
+        monkeypatch.setattr(prepare, "feeds_host", False)
+
+
 class Spoiled:
     """An executor with an implicit transfer in front of each step."""
 
@@ -39,7 +45,7 @@ def test_an_implicit_transfer_between_steps_is_an_error(
 ) -> None:
     implicit()  # compiled here, so that only the transfer is left
     trainer = stage.begin()
-    monkeypatch.setattr(type(trainer), "feeds_host_batches", False)  # as on an accelerator
+    place_batches(trainer, monkeypatch)
     monkeypatch.setattr(trainer, "compiled_train_step", Spoiled(trainer.compiled_train_step))
     with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
         trainer.train_model(probes.numbered(3), num_epochs=1)
@@ -50,7 +56,7 @@ def test_an_implicit_transfer_between_evaluation_steps_is_an_error(
 ) -> None:
     implicit()
     trainer = stage.begin()
-    monkeypatch.setattr(type(trainer), "feeds_host_batches", False)  # as on an accelerator
+    place_batches(trainer, monkeypatch)
     monkeypatch.setattr(trainer, "compiled_eval_step", Spoiled(trainer.compiled_eval_step))
     with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
         trainer.eval_model(probes.numbered(3))
@@ -90,7 +96,7 @@ def test_the_guard_is_entered_once_for_an_epoch(
             yield
 
     monkeypatch.setattr("jax.transfer_guard", counted)
-    monkeypatch.setattr(type(stage.trainer), "feeds_host_batches", False)  # as on an accelerator
+    place_batches(stage.trainer, monkeypatch)
     trainer = stage.begin(every=1000)
     trainer.train_model(probes.numbered(4), num_epochs=2)
     # Those that allow are the two ends of epochs, where no row is due, and the last row.

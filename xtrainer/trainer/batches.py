@@ -88,6 +88,10 @@ class BatchPreparer:
         accumulate_steps: Micro-batches of a full training batch; None for evaluation, where any
             number of rows is taken.
         expected: Shapes that every batch must have, but for its rows; None: any.
+
+    Attributes:
+        feeds_host: Whether small host batches are left as they are, see
+            :func:`feeds_host_batches`.
     """
 
     def __init__(
@@ -105,7 +109,7 @@ class BatchPreparer:
         self._full_rows = 0
         self._rows: dict[Hashable, int] = {}
         self._masks: dict[tuple[int, int], jax.Array] = {}
-        self._feeds_host = feeds_host_batches(layout)
+        self.feeds_host = feeds_host_batches(layout)
         self._newest: _Seen | None = None  # the batch that came last
         self._kinds: dict[Hashable, _Kind] = {}
         self._filler: PyTree | None = None  # a row of host arrays, for batches without any
@@ -197,7 +201,7 @@ class BatchPreparer:
         if mask is None:
             valid = np.arange(rows) < examples
             mask = self._masks[examples, rows] = place(valid, sharding, rows * count)
-        to_place = None if self._feeds_host and _is_small_and_plain(batch) else sharding
+        to_place = None if self.feeds_host and _is_small_and_plain(batch) else sharding
         data = batch if to_place is None else place(batch, to_place, rows * count)
         kind = self._kinds.setdefault((_signature(batch), to_place is None), _Kind())
         if given is batch and self._shard.count == 1:

@@ -24,7 +24,6 @@ from xtrainer.loop import (
 from xtrainer.metrics import DeviceMetrics, HostWindow, finish
 from xtrainer.step import TrainExecutor
 from xtrainer.trainer import overview, run, saving, shared
-from xtrainer.trainer.batches import feeds_host_batches
 from xtrainer.trainer.parts import TrainerParts
 from xtrainer.types import BatchLike, HostMetrics
 
@@ -212,7 +211,7 @@ class TrainerModule(TrainerParts):
     @property
     def feeds_host_batches(self) -> bool:
         """Whether small host batches go into the compiled step as they are."""
-        return feeds_host_batches(self.batch_layout)
+        return self.prepare_train_batch.feeds_host
 
     def gather_checkpoint(
         self, save_optimizer_state: bool, save_dataloader_state: bool, metrics: HostMetrics
