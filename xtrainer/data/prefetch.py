@@ -156,6 +156,7 @@ class Prefetcher:
             self._closed = True
         thread = self._thread
         if thread is None:
+            self._give_back()  # what was read without one, and looked at only
             return
         self._room.put(1)  # it may be waiting
         thread.join(timeout_s)
