@@ -82,13 +82,6 @@ class Callback(Hooks):
             )
         return self.trainer.log_path / name
 
-    def check_start(self) -> None:
-        """Called before ``on_training_start`` and before anything is compiled.
-
-        Raises:
-            XTrainerError: What forbids this training.
-        """
-
     def set_dataset(self, dataset: Any) -> None:
         """Receives the dataset that ``TrainerModule.set_dataset`` was given."""
         self.dataset = dataset

@@ -77,7 +77,7 @@ class ModelCheckpoint(Callback):
         """Whether the metric is one of training epochs."""
         return (self.config.monitor or "").startswith("train/") or not self.trainer.has_validation
 
-    def check_start(self) -> None:
+    def on_training_start(self) -> None:
         """Opens the folder.
 
         Raises:

@@ -78,12 +78,8 @@ def _reason(trainer: TrainerView) -> StopReason:
 def _start(trainer: TrainerView, plan: Plan, loaders: Loaders, test_loader: Any) -> None:
     """Checks what can be checked before a step is compiled, and says what is about to run.
 
-    The steps are compiled meanwhile, in threads.
+    Then the training step is compiled in threads, while the evaluation is tried.
     """
-    for callback in trainer.callbacks:
-        callback.check_start()
-    if not plan.done(trainer.progress):
-        _compile_ahead(trainer, plan, loaders)
     said = gather_results(lambda: _check(trainer, plan, loaders), "start of training")
     for process, other in enumerate(said):
         if other != said[0]:
@@ -95,7 +91,9 @@ def _start(trainer: TrainerView, plan: Plan, loaders: Loaders, test_loader: Any)
     trainer.has_validation = bool(loaders.val) and plan.validates
     trainer.total_steps = plan.total_steps(loaders.train.length)
     _reset_guard(trainer)
-    trainer.notify("on_training_start")
+    trainer.notify("on_training_start")  # the last that may refuse before anything is compiled
+    if not plan.done(trainer.progress):
+        _compile_ahead(trainer, plan, loaders)
     trainer.logger.log_config(config_to_json(trainer))
     val = loaders.val.get(None, loaders.val or None)
     trainer.log_training_info(
