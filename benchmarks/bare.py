@@ -95,6 +95,15 @@ class BareLoop:
         """Returns the plain loop of a task, compiled for one device."""
         return cls(plain_jit(task), params, task.optimizer, task.batches, **settings)
 
+    @classmethod
+    def on_all_devices(cls, task: Task, params: Any) -> "BareLoop":
+        """Returns the plain loop of a task; data parallel where there are several devices."""
+        if len(jax.devices()) == 1:
+            return cls.of(task, params)
+        step = data_parallel_jit(plain_step(task))
+        # More steps in flight would abort a run on CPU devices.
+        return cls(step, params, task.optimizer, task.batches, ahead=2)
+
     def run(self, steps: int) -> float:
         """Takes some steps and returns their seconds, until the last of them has ended."""
         start = time.perf_counter()

@@ -16,6 +16,7 @@ WORKLOADS = {
 PEERS = {
     "keras": ("keras", "jax"),
     "tunix": ("tunix", "jax"),
+    "kauldron": ("kauldron", "jax"),
     "lightning": ("lightning", "torch"),
     "accelerate": ("accelerate", "torch"),
 }

@@ -17,6 +17,7 @@ PACKAGES = (
     "tqdm",
     "keras",
     "google-tunix",
+    "kauldron",
     "torch",
     "lightning",
     "accelerate",

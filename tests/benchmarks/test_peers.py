@@ -1,5 +1,7 @@
 """Do peers and their bare loops do the same arithmetic? Only where a peer is installed."""
 
+import importlib
+import importlib.util
 import os
 
 import jax
@@ -17,16 +19,13 @@ def assert_paired(pairs: Pairs, repeats: int) -> None:
     assert min(*pairs.bare, *pairs.framework) > 0
 
 
-@pytest.mark.parametrize("peer", ["keras", "tunix"])
+@pytest.mark.parametrize("peer", ["keras", "tunix", "kauldron"])
 def test_a_peer_on_jax_ends_with_the_parameters_of_the_bare_loop(
     peer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(os.environ, "KERAS_BACKEND", "jax")
     pytest.importorskip(peer)
-    if peer == "keras":
-        from benchmarks.peers import keras as adapter
-    else:
-        from benchmarks.peers import tunix as adapter
+    adapter = importlib.import_module(f"benchmarks.peers.{peer}")
     with jax.numpy_rank_promotion("allow"):  # theirs to decide
         pairs, model, bare = adapter.run(repeats=1, steps=20)
     assert_paired(pairs, 1)
@@ -53,4 +52,6 @@ def test_a_peer_on_torch_ends_with_the_parameters_of_the_bare_loop(peer: str) ->
 
 
 def test_every_peer_of_the_catalog_has_an_adapter() -> None:
-    assert set(PEERS) == {"keras", "tunix", "lightning", "accelerate"}
+    for peer in PEERS:
+        assert importlib.util.find_spec(f"benchmarks.peers.{peer}") is not None
+    assert set(PEERS) == {"keras", "tunix", "kauldron", "lightning", "accelerate"}
