@@ -17,6 +17,7 @@ PEERS = {
     "keras": ("keras", "jax"),
     "tunix": ("tunix", "jax"),
     "kauldron": ("kauldron", "jax"),
+    "levanter": ("levanter", "jax"),
     "lightning": ("lightning", "torch"),
     "accelerate": ("accelerate", "torch"),
 }

@@ -18,6 +18,8 @@ PACKAGES = (
     "keras",
     "google-tunix",
     "kauldron",
+    "levanter",
+    "haliax",
     "torch",
     "lightning",
     "accelerate",

@@ -19,7 +19,7 @@ def assert_paired(pairs: Pairs, repeats: int) -> None:
     assert min(*pairs.bare, *pairs.framework) > 0
 
 
-@pytest.mark.parametrize("peer", ["keras", "tunix", "kauldron"])
+@pytest.mark.parametrize("peer", ["keras", "tunix", "kauldron", "levanter"])
 def test_a_peer_on_jax_ends_with_the_parameters_of_the_bare_loop(
     peer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -54,4 +54,4 @@ def test_a_peer_on_torch_ends_with_the_parameters_of_the_bare_loop(peer: str) ->
 def test_every_peer_of_the_catalog_has_an_adapter() -> None:
     for peer in PEERS:
         assert importlib.util.find_spec(f"benchmarks.peers.{peer}") is not None
-    assert set(PEERS) == {"keras", "tunix", "kauldron", "lightning", "accelerate"}
+    assert set(PEERS) == {"keras", "tunix", "kauldron", "levanter", "lightning", "accelerate"}
