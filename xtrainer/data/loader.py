@@ -123,7 +123,8 @@ class LoaderSource:
             if self._ahead:
                 return self._ahead.popleft()
             batch = self._own([self._next_raw()])
-            made = self._produced.after_one(self._read_state())
+            state = None if self._owner is None else self._read_state()
+            made = self._produced.after_one(state)
         except StopIteration:
             raise
         except Exception as error:

@@ -33,15 +33,11 @@ class Owner:
         Raises:
             BatchError: If the leaves of the batch have different leading axes.
         """
+        if self._structure is not None:
+            copies = self._copies(box[0])
+            if copies is not None:
+                return self._structure.unflatten(copies)
         leaves, structure = jax.tree.flatten(box[0])
-        if self._structure is not None and structure == self._structure:
-            copies = [
-                leaf.copy()
-                for leaf, shape in zip(leaves, self._shapes, strict=True)
-                if type(leaf) is np.ndarray and leaf.shape == shape
-            ]
-            if len(copies) == len(leaves):
-                return structure.unflatten(copies)
         small = all(type(leaf) is np.ndarray and leaf.nbytes <= _SMALL_BYTES for leaf in leaves)
         shapes = [leaf.shape for leaf in leaves] if small else []
         leaves.clear()  # they would count as owners
@@ -49,6 +45,19 @@ class Owner:
         num_rows(batch)
         self._structure, self._shapes = (structure, shapes) if small else (None, [])
         return batch
+
+    def _copies(self, batch: BatchLike) -> list[np.ndarray] | None:
+        """Returns copies of the leaves of a batch that is like the one before, else None."""
+        try:
+            leaves = self._structure.flatten_up_to(batch)
+        except (TypeError, ValueError):  # another structure
+            return None
+        copies = []
+        for leaf, shape in zip(leaves, self._shapes, strict=True):
+            if type(leaf) is not np.ndarray or leaf.shape != shape:
+                return None
+            copies.append(leaf.copy())
+        return copies
 
 
 def own(box: list[BatchLike]) -> BatchLike:

@@ -4,6 +4,7 @@ import logging
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any
@@ -21,6 +22,7 @@ _JOIN_S = 10.0
 _SIZE = 2
 _SMALL_BYTES = 2**15
 _SIZE_IF_SMALL = 32
+_BURST = _SIZE_IF_SMALL // 2
 
 _QUICK_S = 1e-4
 """Seconds for a batch below which a thread costs more than it saves."""
@@ -88,7 +90,7 @@ class Prefetcher:
         self._room: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._taken = 0  # and no room given back for it yet
         self._burst = 1
-        self._held: Entry | None = None  # what ``ended`` has looked at
+        self._held: deque[Entry] = deque()  # looked at by ``ended``, or read in one burst
         self._failed: tuple[BatchLike, LoaderPosition] | None = None  # what prepare refused
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
@@ -110,6 +112,10 @@ class Prefetcher:
     ) -> None:
         self.close()
 
+    def __repr__(self) -> str:
+        """Returns how error messages name a reader."""
+        return f"the prefetcher of the {self._source.name!r} loader"
+
     def __iter__(self) -> "Prefetcher":
         return self
 
@@ -120,16 +126,11 @@ class Prefetcher:
             StopIteration: At the end of the pass, or after ``limit`` batches.
             LoaderError: If the prefetcher was closed.
         """
-        entry, self._held = self._held or self._get(), None
+        held = self._held
+        entry = held.popleft() if held else self._get()
         if entry is not None:
             self._source.commit(entry[2])
-            if self._is_inline:
-                return entry[1], entry[2]
-            self._taken += 1
-            if self._taken >= self._burst:
-                self._room.put(self._taken)
-                self._taken = 0
-            return entry[1], entry[2]
+            return entry[1:]
         self._give_back()
         if self._error is not None:
             raise self._error
@@ -140,9 +141,11 @@ class Prefetcher:
 
         False where a batch or an error is still to come, and after ``limit`` batches.
         """
-        if self._held is None:
-            self._held = self._get()
-        return self._held is None and self._error is None and not self._limited
+        if not self._held:
+            entry = self._get()
+            if entry is not None:
+                self._held.appendleft(entry)
+        return not self._held and self._error is None and not self._limited
 
     def close(self, timeout_s: float = _JOIN_S) -> None:
         """Stops the thread and gives the batches that were not handed out back to the source.
@@ -154,6 +157,7 @@ class Prefetcher:
             return
         with self._end:
             self._closed = True
+        self._is_inline = False
         thread = self._thread
         if thread is None:
             self._give_back()  # what was read without one, and looked at only
@@ -175,7 +179,10 @@ class Prefetcher:
                 f"The prefetcher of the {self._source.name!r} loader was closed, expected an open "
                 "one. Make a new Prefetcher of the same source; no batch was lost."
             )
-        if self._thread is None:
+        if self._is_inline:
+            self._source.claim(self)
+        elif self._thread is None:
+            self._source.release(self)  # after batches that came slowly
             name = f"prefetch-{self._source.name}"
             thread = threading.Thread(target=self._run, name=name, daemon=True)
             self._source.claim(thread)
@@ -184,8 +191,8 @@ class Prefetcher:
 
     def _get(self) -> Entry | None:
         """Returns the next entry, None at the end; waits for it."""
-        if self._is_inline and not self._closed:
-            return self._read_inline()
+        if self._is_inline:
+            return self._read_burst()
         if self._thread is None or self._closed:
             self._start()
         if self._done:
@@ -198,6 +205,10 @@ class Prefetcher:
             self._take_over()
             return self._get()
         self._done = entry is None
+        self._taken += 1
+        if self._taken >= self._burst:
+            self._room.put(self._taken)
+            self._taken = 0
         return entry
 
     def _take_over(self) -> None:
@@ -206,6 +217,24 @@ class Prefetcher:
             self._thread.join()
             self._source.release(self._thread)
         self._thread, self._handed_over, self._is_inline = None, False, True
+        self._source.claim(self)
+
+    def _read_burst(self) -> Entry | None:
+        """Reads and prepares the next batches in the caller's thread; returns the first of them.
+
+        One after the other takes a third of the time that each would take between two steps.
+        """
+        if self._count == 0:
+            self._start()
+        first = self._read_inline()
+        if first is not None and self._size is None and _num_bytes(first[0]) <= _SMALL_BYTES:
+            self._burst = _BURST
+        for _ in range(self._burst - 1):
+            entry = self._read_inline() if self._is_inline else None
+            if entry is None:
+                break
+            self._held.append(entry)
+        return first
 
     def _read_inline(self) -> Entry | None:
         """Reads and prepares the next batch in the caller's thread."""
@@ -214,21 +243,18 @@ class Prefetcher:
         if self._count == self._limit:
             self._limited = self._done = True
             return None
-        start = time.perf_counter()
+        start, position = time.perf_counter(), None
         try:
-            batch, position = self._source.pull()
-        except StopIteration:
+            batch, position = self._source.pull(self)
+            self._count += 1
+            entry = (batch, self._prepare(batch), position)
+        except BaseException as error:
             self._done = True
-            return None
-        except BaseException as error:
-            self._done, self._error = True, error
-            return None
-        self._count += 1
-        try:
-            entry = (batch, self._prepared(batch, position), position)
-        except BaseException as error:
-            self._failed = (batch, position)
-            self._done, self._error = True, error
+            if position is not None:
+                self._failed = (batch, position)
+                self._error = self._explained(error, position)
+            elif not isinstance(error, StopIteration):
+                self._error = error
             return None
         spent = time.perf_counter() - start
         if spent > _SLOW_S:  # the next ones are read ahead again
@@ -282,7 +308,7 @@ class Prefetcher:
                     busy_s = 0.0
             if count == 1 and self._size is None and _num_bytes(batch) <= _SMALL_BYTES:
                 room += _SIZE_IF_SMALL - _SIZE
-                self._burst = _SIZE_IF_SMALL // 2
+                self._burst = _BURST
         self._limited = True
 
     def _add(self, batch: BatchLike, position: LoaderPosition) -> None:
@@ -295,27 +321,34 @@ class Prefetcher:
     def _prepared(self, batch: BatchLike, position: LoaderPosition) -> PyTree:
         try:
             return self._prepare(batch)
-        except StopIteration as error:  # would pass for the end of the loader
-            failure = RuntimeError("The preparation of a batch raised StopIteration.")
-            failure.add_note(self._source.note(position.batches))
-            raise failure from error
         except BaseException as error:
-            error.add_note(self._source.note(position.batches))
-            raise
+            explained = self._explained(error, position)
+            raise explained from explained.__cause__
+
+    def _explained(self, error: BaseException, position: LoaderPosition) -> BaseException:
+        """Returns the error of a preparation with the batch that it came up with."""
+        if isinstance(error, StopIteration):  # would pass for the end of the loader
+            failure = RuntimeError("The preparation of a batch raised StopIteration.")
+            failure.__cause__ = error
+            error = failure
+        error.add_note(self._source.note(position.batches))
+        return error
 
     def _give_back(self) -> None:
         """Gives the source what was read and not handed out; nothing the second time."""
-        entries = [] if self._held is None else [self._held]
+        entries = list(self._held)
         while not self._ready.empty():
             entry = self._ready.get()
             entries += [] if entry is None else [entry]
         unused = [(batch, position) for batch, _, position in entries]
         if self._failed is not None:
             unused.append(self._failed)
-        self._held = self._failed = None
+        self._held.clear()
+        self._failed = None
         self._done = True
         self._source.push_back(unused)
         self._source.release(self._thread)
+        self._source.release(self)
 
 
 def _num_bytes(batch: BatchLike) -> int:

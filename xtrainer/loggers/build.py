@@ -9,6 +9,7 @@ from pathlib import Path
 from xtrainer.config import Config
 from xtrainer.errors import ConfigError
 from xtrainer.loggers.base import LoggerTool, LoggerToolConfig, MultiLogger, NullLogger
+from xtrainer.loggers.buffer import RowBuffer
 from xtrainer.loggers.console import CommandLog, ConsoleLogger
 from xtrainer.loggers.file import FileLoggerConfig
 from xtrainer.loggers.tensorboard import TensorBoardLoggerConfig
@@ -39,6 +40,11 @@ class LoggerConfig(Config):
     """Seconds between two rows of training on the console and in the text log, at the least; of
     those that come sooner only the newest is shown. The other tools are told of every row."""
 
+    write_interval_s: float = 0.1
+    """Rows of training that come sooner after the last are kept and handed to the tools together,
+    with the first that does not, a row of another set, or at the end. A process that is killed
+    loses them. 0: each at once."""
+
     cmd_logging_name: str = "output"
     """Each process's messages go to ``<run folder>/<this>_<process>.log``."""
 
@@ -50,10 +56,9 @@ class LoggerConfig(Config):
                 f"log_every_n_steps: found {self.log_every_n_steps}, "
                 "expected a number of steps >= 1."
             )
-        if self.console_interval_s < 0:
-            problems.append(
-                f"console_interval_s: found {self.console_interval_s}, expected seconds >= 0."
-            )
+        for name in ("console_interval_s", "write_interval_s"):
+            if getattr(self, name) < 0:
+                problems.append(f"{name}: found {getattr(self, name)}, expected seconds >= 0.")
         if self.log_path is not None and not self.log_path.strip():
             problems.append(
                 f"log_path: found {self.log_path!r}, expected a folder. "
@@ -144,7 +149,8 @@ def build_loggers(config: LoggerConfig | None, *, is_main: bool, process_index: 
         tools.append(CommandLog(folder, config.cmd_logging_name, process_index))
     if is_main:
         tools.append(ConsoleLogger(config.console_interval_s))
-        tools += [tool.create(folder) for tool in config.log_tools]
+        made = [tool.create(folder) for tool in config.log_tools]
+        tools += [RowBuffer(tool, config.write_interval_s) for tool in made]
     return MultiLogger(tools)
 
 

@@ -20,7 +20,7 @@ from xtrainer.loop.stop import StopReason
 from xtrainer.loop.together import Together
 from xtrainer.loop.view import LoopTrainer
 from xtrainer.loop.windows import MetricWindows
-from xtrainer.step import StepReport
+from xtrainer.step import PlacedBatch, StepReport
 from xtrainer.types import HostMetrics
 
 _LOG = logging.getLogger(__name__)
@@ -160,7 +160,7 @@ class _Run:
         trainer.state, windows.current, report = self.executor(
             trainer.state, item.batch, windows.current, bits
         )
-        self.dispatched((item,), epoch, report)
+        self.dispatched(item.batch, (item.position,), epoch, report)
 
     def dispatch(self, group: Sequence[Item], epoch: int) -> None:
         """Dispatches the steps of a group in one call, and does what is due after them."""
@@ -169,18 +169,31 @@ class _Run:
         trainer.state, windows.current, report = self.executor.many(
             trainer.state, batches, windows.current, [self.bits(one) for one in group]
         )
-        self.dispatched(group, epoch, report)
+        self.dispatched(group[0].batch, [one.position for one in group], epoch, report)
 
-    def dispatched(self, group: Sequence[Item], epoch: int, report: jax.Array) -> None:
-        """Counts steps that were dispatched, and does what is due after them."""
-        trainer, progress = self.trainer, self.trainer.progress
-        progress.step = self.windows.step = step = progress.step + len(group)
-        progress.step_in_epoch += len(group)
-        if group[0].batch.examples > progress.batch_rows:
-            progress.batch_rows = group[0].batch.examples
+    def dispatched(
+        self,
+        batch: PlacedBatch,
+        positions: Sequence[LoaderPosition],
+        epoch: int,
+        report: jax.Array,
+    ) -> None:
+        """Counts steps that were dispatched, and does what is due after them.
+
+        Args:
+            batch: Of the first of them.
+            positions: Of the loader behind each of them.
+            epoch: Under way.
+            report: Of all of them.
+        """
+        trainer, progress, steps = self.trainer, self.trainer.progress, len(positions)
+        progress.step = self.windows.step = step = progress.step + steps
+        progress.step_in_epoch += steps
+        if batch.examples > progress.batch_rows:
+            progress.batch_rows = batch.examples
         if trainer.first_step:
             self.first_step_done(report)
-        if self.in_flight.push(report, [one.position for one in group]):
+        if self.in_flight.push(report, positions):
             self.check(self.in_flight.newest)
             if self.over:
                 return

@@ -1,5 +1,6 @@
 """When do a step's metrics leave the device? A window later than they are complete."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -7,6 +8,9 @@ import jax
 from xtrainer.metrics import DeviceMetrics, HostWindow, finish, start_to_host
 from xtrainer.step import StepReport
 from xtrainer.types import HostMetrics
+
+_MAX_PARTS = 64
+"""Merging many at once costs a quarter of merging each as it comes."""
 
 Emit = Callable[[HostMetrics, StepReport, int], None]
 
@@ -33,7 +37,7 @@ class MetricWindows:
         self._emit = emit
         self._pending: tuple[DeviceMetrics, jax.Array, int] | None = None
         self._open: HostWindow | None = None  # steps since the last row that are on the host
-        self._epoch: HostWindow | None = None
+        self._parts: list[HostWindow] = []  # of the epoch, not merged yet
         self._begun = step  # the step that ``current`` begins after
         self._cut = step  # the last step of the last row
 
@@ -56,14 +60,15 @@ class MetricWindows:
         if self._begun != self.step:
             part = HostWindow.fetch(self.current)
             self._open = part if self._open is None else self._open.merge(part)
-            self._epoch = part if self._epoch is None else self._epoch.merge(part)
+            self._parts.append(part)
             self._renew()
 
     def end_epoch(self) -> HostMetrics:
         """Returns the means over all accepted steps since the last call."""
         self.flush()
-        window, self._epoch = self._epoch, None
-        return {} if window is None else finish(window, ("mean_nopostfix",))
+        self._merge_parts()
+        parts, self._parts = self._parts, []
+        return finish(parts[0], ("mean_nopostfix",)) if parts else {}
 
     def close(self, newest: StepReport, epoch: int) -> None:
         """Gives out every row, also the last one of fewer steps, which ends with ``newest``."""
@@ -81,10 +86,15 @@ class MetricWindows:
             return
         (window, report, epoch), self._pending = self._pending, None
         part = HostWindow.fetch(window)
-        self._epoch = part if self._epoch is None else self._epoch.merge(part)
+        self._parts.append(part)
+        if len(self._parts) >= _MAX_PARTS:
+            self._merge_parts()
         row = part if self._open is None else self._open.merge(part)
         self._open = None
         self._emit_row(row, StepReport.fetch(report), epoch)
+
+    def _merge_parts(self) -> None:
+        self._parts = [functools.reduce(HostWindow.merge, self._parts)] if self._parts else []
 
     def _emit_row(self, window: HostWindow, report: StepReport, epoch: int) -> None:
         metrics = finish(window)

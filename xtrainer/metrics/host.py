@@ -58,7 +58,7 @@ class HostWindow:
         columns = to_host(window.packed).astype(np.float64)
         columns[:, SUM] += columns[:, SUM_LOW]
         columns[:, COUNT] += columns[:, COUNT_LOW]
-        columns[:, [SUM_LOW, COUNT_LOW]] = 0.0
+        columns[:, SUM_LOW] = columns[:, COUNT_LOW] = 0.0
         return cls(window.layout, columns)
 
     def merge(self, later: "HostWindow | None") -> "HostWindow":

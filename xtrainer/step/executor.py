@@ -19,6 +19,9 @@ from xtrainer.types import BatchLike, PyTree
 
 Program = Callable[..., Any]
 
+_WINDOWS = 16
+"""Empty windows that are made in one call, which takes hardly longer than for one."""
+
 
 class PlacedBatch(NamedTuple):
     """A batch that a compiled step can take.
@@ -71,7 +74,8 @@ class Executor(abc.ABC):
         self._functions: dict[Hashable, Any] = {}
         with jax.ensure_compile_time_eval():
             self._zeros = jax.tree.map(np.array, DeviceMetrics.zeros(metric_layout))
-        self._make_window: Program | None = None
+        self._make_windows: Program | None = None
+        self._windows: list[DeviceMetrics] = []
 
     def __call__(
         self, state: TrainState, batch: PlacedBatch, window: DeviceMetrics, bits: int = 0
@@ -102,11 +106,13 @@ class Executor(abc.ABC):
         if self._debug:
             # A copy: on the CPU a device array may share memory with the host array it came from.
             return replicate(jax.tree.map(np.copy, self._zeros), self._layout.mesh)
-        if self._make_window is None:
-            zeros = lambda: jax.tree.map(jnp.asarray, self._zeros)  # noqa: E731
+        if self._make_windows is None:
+            zeros = lambda: [jax.tree.map(jnp.asarray, self._zeros)] * _WINDOWS  # noqa: E731
             make = jax.jit(zeros, out_shardings=self._layout.replicated)
-            self._make_window = make.lower().compile()
-        return self._make_window()
+            self._make_windows = make.lower().compile()
+        if not self._windows:
+            self._windows = self._make_windows()
+        return self._windows.pop()
 
     def ahead(
         self, state: TrainState, data: BatchLike, steps: int = 1

@@ -51,13 +51,14 @@ class _Seen:
 
     def is_like(self, batch: BatchLike) -> bool:
         """Says whether a batch is of this kind, so that the same becomes of it."""
-        leaves, structure = jax.tree.flatten(batch)
-        if structure != self._structure:
-            return False
         try:
-            return [(type(leaf), leaf.shape, leaf.dtype) for leaf in leaves] == self._leaves
-        except AttributeError:  # numbers or lists, which are no arrays
+            leaves = self._structure.flatten_up_to(batch)
+            for leaf, (kind, shape, dtype) in zip(leaves, self._leaves, strict=True):
+                if type(leaf) is not kind or leaf.shape != shape or leaf.dtype != dtype:
+                    return False
+        except (TypeError, ValueError, AttributeError):  # another structure, or no array
             return False
+        return True
 
 
 def _signature(batch: BatchLike) -> Hashable:
