@@ -149,7 +149,7 @@ def test_the_host_waits_for_the_device_in_a_long_evaluation(
         unread[0] -= 1
         return ticket
 
-    for name in ("new_window", "programs"):
+    for name in ("new_window", "programs", "flatten"):
         setattr(counted, name, getattr(executor, name))
     monkeypatch.setattr(trainer, "compiled_eval_step", counted)
     monkeypatch.setattr("jax.block_until_ready", waited)

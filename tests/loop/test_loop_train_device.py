@@ -34,6 +34,7 @@ class Spoiled:
     def __init__(self, executor: Any) -> None:
         self.executor, self.new_window = executor, executor.new_window
         self.programs, self.ahead = executor.programs, executor.ahead
+        self.flatten = executor.flatten
 
     def __call__(self, *args: Any) -> Any:
         implicit()

@@ -168,7 +168,8 @@ def test_every_tool_of_a_run_folder_is_closed(stage: probes.Repeatable, tmp_path
     trainer = stage.begin(failing("on_training_step", 3), folder=tmp_path)
     with pytest.raises(Planted):
         train(trainer)
-    files = [trainer.logger.tools[-1]._rows, *trainer.logger.tools[-1]._tables.values()]
+    tool = trainer.logger.tools[-1].tool
+    files = [tool._rows, *tool._tables.values()]
     assert files == [None]
 
 
@@ -259,7 +260,7 @@ def test_an_error_of_the_step_itself_is_raised_and_everything_closed(
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: planted")
         return executor(*args)
 
-    for name in ("new_window", "programs", "ahead"):
+    for name in ("new_window", "programs", "ahead", "flatten"):
         setattr(fail, name, getattr(executor, name))
     monkeypatch.setattr(trainer, "compiled_train_step", fail)
     with pytest.raises(jax.errors.JaxRuntimeError, match="planted"):

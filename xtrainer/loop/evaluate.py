@@ -17,7 +17,7 @@ from xtrainer.loop.together import (
 )
 from xtrainer.loop.view import LoopTrainer, Preparer
 from xtrainer.metrics import DeviceMetrics, HostWindow, finish
-from xtrainer.step import FAIL, LAST, EvalExecutor, PlacedBatch
+from xtrainer.step import FAIL, LAST, EvalExecutor, PlacedBatch, whole
 from xtrainer.types import HostMetrics
 
 Sources = Mapping[str | None, LoaderSource]
@@ -77,7 +77,7 @@ def evaluate_loader(
     window = executor.new_window()
     waiting: deque[jax.Array] = deque()
     batches, limit, compiled = 0, trainer.max_steps_in_flight, executor.programs.compile_s
-    several, state = together.several, trainer.state
+    several, state = together.several, executor.flatten(trainer.state)
     with (
         transfer_guard(trainer),
         contextlib.closing(_batches(source, prepare, together, trainer)) as feed,
@@ -100,7 +100,7 @@ def evaluate_loader(
             f"The {source.name!r} loader gave no batch to evaluate. An evaluation of nothing has "
             "no mean; give it data, or pass None for no evaluation."
         )
-    return window
+    return whole(window)
 
 
 def _batches(

@@ -20,7 +20,7 @@ from xtrainer.loop.stop import StopReason
 from xtrainer.loop.together import Together
 from xtrainer.loop.view import LoopTrainer
 from xtrainer.loop.windows import MetricWindows
-from xtrainer.step import PlacedBatch, StepReport
+from xtrainer.step import Flat, PlacedBatch, StepReport
 from xtrainer.types import HostMetrics
 
 _LOG = logging.getLogger(__name__)
@@ -157,8 +157,11 @@ class _Run:
         """Dispatches one step, and does what is due after it."""
         trainer, windows = self.trainer, self.windows
         bits = self.bits(item) if self.together.several else 0
-        trainer.state, windows.current, report = self.executor(
-            trainer.state, item.batch, windows.current, bits
+        state = trainer.carried
+        if type(state) is not Flat:
+            state = self.executor.flatten(state)
+        trainer.carried, windows.current, report = self.executor(
+            state, item.batch, windows.current, bits
         )
         self.dispatched(item.batch, (item.position,), epoch, report)
 
@@ -166,8 +169,9 @@ class _Run:
         """Dispatches the steps of a group in one call, and does what is due after them."""
         trainer, windows = self.trainer, self.windows
         batches = [one.batch for one in group]
-        trainer.state, windows.current, report = self.executor.many(
-            trainer.state, batches, windows.current, [self.bits(one) for one in group]
+        state = self.executor.flatten(trainer.carried)
+        trainer.carried, windows.current, report = self.executor.many(
+            state, batches, windows.current, [self.bits(one) for one in group]
         )
         self.dispatched(group[0].batch, [one.position for one in group], epoch, report)
 

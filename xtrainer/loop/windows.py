@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax
 
 from xtrainer.metrics import DeviceMetrics, HostWindow, finish, start_to_host
-from xtrainer.step import StepReport
+from xtrainer.step import Flat, StepReport, whole
 from xtrainer.types import HostMetrics
 
 _MAX_PARTS = 64
@@ -31,7 +31,7 @@ class MetricWindows:
     """
 
     def __init__(self, new_window: Callable[[], DeviceMetrics], emit: Emit, step: int = 0) -> None:
-        self.current = new_window()
+        self.current: DeviceMetrics | Flat = new_window()
         self.step = step
         self._new_window = new_window
         self._emit = emit
@@ -49,8 +49,9 @@ class MetricWindows:
             report: int32 ``(7,)``, or ``(steps, 7)`` with the newest step last.
         """
         self._emit_pending()
-        start_to_host(self.current.packed)  # the report is under way already
-        self._pending = (self.current, report, epoch)
+        window = whole(self.current)
+        start_to_host(window.packed)  # the report is under way already
+        self._pending = (window, report, epoch)
         self._renew()
         self._cut = self.step
 
@@ -58,7 +59,7 @@ class MetricWindows:
         """Gives out the row that is due and fetches what is gathered so far."""
         self._emit_pending()
         if self._begun != self.step:
-            part = HostWindow.fetch(self.current)
+            part = HostWindow.fetch(whole(self.current))
             self._open = part if self._open is None else self._open.merge(part)
             self._parts.append(part)
             self._renew()

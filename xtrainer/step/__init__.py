@@ -9,6 +9,7 @@ from xtrainer.step.apply import BoundApply
 from xtrainer.step.compile import EvalExecutor, TrainExecutor
 from xtrainer.step.evaluate import make_eval_step
 from xtrainer.step.executor import PlacedBatch
+from xtrainer.step.flat import Flat, whole
 from xtrainer.step.flops import count_flops
 from xtrainer.step.guard import StepReport
 from xtrainer.step.loss import LossTerms, describe_loss
@@ -23,6 +24,7 @@ __all__ = [
     "STOP",
     "BoundApply",
     "EvalExecutor",
+    "Flat",
     "LossTerms",
     "PlacedBatch",
     "PrecisionConfig",
@@ -35,4 +37,5 @@ __all__ = [
     "make_eval_step",
     "make_train_step",
     "train_layout",
+    "whole",
 ]

@@ -13,6 +13,7 @@ from xtrainer.metrics import DeviceMetrics, MetricLayout
 from xtrainer.parallel import BatchLayout
 from xtrainer.state import TrainState
 from xtrainer.step.executor import Executor, PlacedBatch, Program, program_key
+from xtrainer.step.flat import Flat, whole
 from xtrainer.step.programs import CompileFn, Programs
 from xtrainer.step.settings import StepSettings
 from xtrainer.step.signals import reduce_signals
@@ -57,15 +58,15 @@ class TrainExecutor(Executor):
 
     def many(
         self,
-        state: TrainState,
+        state: TrainState | Flat,
         batches: Sequence[PlacedBatch],
-        window: DeviceMetrics,
+        window: DeviceMetrics | Flat,
         bits: Sequence[int],
-    ) -> tuple[TrainState, DeviceMetrics, jax.Array]:
+    ) -> Any:
         """Takes several steps in one call, by a scan; gives what as many calls would.
 
         Args:
-            state: The state before them.
+            state: The state before them; where it is flat the results are.
             batches: Of one kind.
             window: The metrics so far.
             bits: For each batch, what this process says with it.
@@ -87,14 +88,25 @@ class TrainExecutor(Executor):
             arguments["signals"] = self._signals.stack(tuple(bits), place)
         program = self._by_kind.get((kind, steps))
         if program is None:
-            function = self._function(rows, steps)
-            program = self.programs.get(program_key(data, steps), function, arguments)
+            function, named = self._function(rows, steps), _whole(arguments)
+            program = self.programs.get(program_key(data, steps), function, named)
             if kind is not None:
                 self._by_kind[kind, steps] = program
         try:
-            return program(*arguments.values())
+            results = program(*self._flat_arguments(*arguments.values()))
         except (TypeError, ValueError, RuntimeError) as error:
-            return self._call_mended(arguments, rows, steps, error)
+            results = self._call_mended(_whole(arguments), rows, steps, error)
+        results = self._named_results(results)
+        return results if type(state) is Flat else tuple(whole(result) for result in results)
+
+    def _flat_results(self, results: Any) -> Any:
+        state, window, report = results
+        assert self._state_form is not None, "A program is only traced for a state."
+        return self._state_form.flatten(state), self._window_form.flatten(window), report
+
+    def _named_results(self, results: Any) -> Any:
+        state, window, report = results
+        return Flat(self._state_form, state), Flat(self._window_form, window), report  # type: ignore[arg-type]
 
     def _make_function(self, rows: int, steps: int) -> tuple[Program, Any, Any]:
         pieces = micro_batches(rows, self._settings.accumulate_steps, self._keeps_statistics)
@@ -103,9 +115,10 @@ class TrainExecutor(Executor):
             accumulate_steps=pieces,
             accumulate_scan=self._settings.accumulate_scan and not self._debug,  # a scan is traced
         )
-        step, whole = self._make_step(settings), self._layout.replicated
+        step, everywhere = self._make_step(settings), self._layout.replicated
         function = step if steps == 1 else scan_steps(step)
-        return function, (self._state_shardings, whole, whole), self._donate
+        state = jax.tree.leaves(self._state_shardings)
+        return function, (state, everywhere, everywhere), self._donate
 
     def _stack(self, data: Sequence[PyTree], rows: int) -> PyTree:
         if all(type(leaf) is np.ndarray for leaf in jax.tree.leaves(data[0])):
@@ -175,6 +188,14 @@ class EvalExecutor(Executor):
     def _make_function(self, rows: int, steps: int) -> tuple[Program, Any, Any]:
         return self._step, self._layout.replicated, (3,)
 
+    def _flat_results(self, results: Any) -> Any:
+        window, ticket = results
+        return self._window_form.flatten(window), ticket
+
+    def _named_results(self, results: Any) -> Any:
+        window, ticket = results
+        return Flat(self._window_form, window), ticket
+
 
 def scan_steps(step: Callable[..., Any]) -> Callable[..., Any]:
     """Returns a function that takes several steps, one for each batch of a stack.
@@ -205,6 +226,10 @@ def scan_steps(step: Callable[..., Any]) -> Callable[..., Any]:
         return state, metrics, reports
 
     return train_steps
+
+
+def _whole(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {name: whole(argument) for name, argument in arguments.items()}
 
 
 def _stack_batches(batches: tuple[PyTree, ...]) -> PyTree:

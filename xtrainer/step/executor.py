@@ -1,6 +1,7 @@
 """How is a compiled step called? By the kind of batch it was compiled for, ahead where possible."""
 
 import abc
+import functools
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from xtrainer.metrics import DeviceMetrics, MetricLayout
 from xtrainer.parallel import BatchLayout, replicate
 from xtrainer.state import TrainState
+from xtrainer.step.flat import Flat, Form, whole
 from xtrainer.step.programs import CompileFn, Programs, spec_of
 from xtrainer.step.signals import SignalPlacer
 from xtrainer.types import BatchLike, PyTree
@@ -74,15 +76,22 @@ class Executor(abc.ABC):
         self._functions: dict[Hashable, Any] = {}
         with jax.ensure_compile_time_eval():
             self._zeros = jax.tree.map(np.array, DeviceMetrics.zeros(metric_layout))
+        self._window_form = Form(self._zeros)
+        self._state_form: Form | None = None  # known when a state is
         self._make_windows: Program | None = None
         self._windows: list[DeviceMetrics] = []
 
     def __call__(
-        self, state: TrainState, batch: PlacedBatch, window: DeviceMetrics, bits: int = 0
+        self,
+        state: TrainState | Flat,
+        batch: PlacedBatch,
+        window: DeviceMetrics | Flat,
+        bits: int = 0,
     ) -> Any:
         """Takes one step; see the executors for what it returns.
 
-        ``bits`` is what this process says to the others, see ``xtrainer.step.signals``.
+        ``bits`` is what this process says to the others, see ``xtrainer.step.signals``. A state
+        that is flat, see :meth:`flatten`, gives flat results.
 
         Raises:
             StepError: If an argument was donated before, lies on other devices than it should, or
@@ -91,15 +100,30 @@ class Executor(abc.ABC):
         program = self._by_kind.get(batch.kind)
         if program is None:
             program = self._find(state, batch, window, bits)
+        if self._debug:
+            sent = () if self._signals is None else (self._signals(bits),)
+            return program(whole(state), batch.data, batch.row_mask, whole(window), *sent)
         try:
+            leaves = state.leaves if type(state) is Flat else self.flatten(state).leaves
+            sums = window.leaves if type(window) is Flat else self._window_form.flatten(window)
             if self._signals is None:
-                return program(state, batch.data, batch.row_mask, window)
-            return program(state, batch.data, batch.row_mask, window, self._signals(bits))
+                results = program(leaves, batch.data, batch.row_mask, sums)
+            else:
+                sent = self._signals(bits)
+                results = program(leaves, batch.data, batch.row_mask, sums, sent)
         except (TypeError, ValueError, RuntimeError) as error:
-            if self._debug:
-                raise
             named = self._named(state, batch, window, bits)
-            return self._call_mended(named, batch.rows, 1, error)
+            results = self._call_mended(named, batch.rows, 1, error)
+        results = self._named_results(results)
+        return results if type(state) is Flat else tuple(whole(result) for result in results)
+
+    def flatten(self, state: TrainState | Flat) -> Any:
+        """Returns a state as the calls take it with the least work; as it is where uncompiled."""
+        if self._debug or type(state) is Flat:
+            return state
+        if self._state_form is None:
+            self._state_form = Form(state)
+        return Flat(self._state_form, self._state_form.flatten(state))
 
     def new_window(self) -> DeviceMetrics:
         """Returns an empty window on the devices."""
@@ -146,24 +170,46 @@ class Executor(abc.ABC):
 
     @abc.abstractmethod
     def _make_function(self, rows: int, steps: int) -> tuple[Program, Any, Any]:
-        """Returns the function for a shape, the shardings of its outputs and what it may take."""
+        """Returns the function for a shape, the shardings of its flat results and what it takes."""
 
-    def _function(self, rows: int, steps: int) -> Any:
+    @abc.abstractmethod
+    def _flat_results(self, results: Any) -> Any:
+        """Returns the results of a function with trees as the lists of their leaves."""
+
+    @abc.abstractmethod
+    def _named_results(self, results: Any) -> Any:
+        """Returns the results of a program with the lists as flat trees."""
+
+    def _function(self, rows: int, steps: int) -> "_FlatFunction":
         key = (rows, steps)
         if key not in self._functions:
             function, outputs, donated = self._make_function(rows, steps)
             batch = self._sharding(rows, steps)
-            inputs = (self._state_shardings, batch, batch, self._layout.replicated)
+            inputs = (jax.tree.leaves(self._state_shardings), batch, batch, self._layout.replicated)
             if self._signals is not None:
                 inputs = (*inputs, self._stacked(self._signals.sharding, steps))
-            self._functions[key] = jax.jit(
-                function, in_shardings=inputs, out_shardings=outputs, donate_argnums=donated
+
+            @functools.wraps(function)
+            def flat(state: Any, data: BatchLike, mask: Any, sums: Any, *sent: Any) -> Any:
+                window = self._window_form.unflatten(sums)
+                results = function(self._unflatten(state), data, mask, window, *sent)
+                return self._flat_results(results)
+
+            jitted = jax.jit(
+                flat, in_shardings=inputs, out_shardings=outputs, donate_argnums=donated
             )
+            self._functions[key] = _FlatFunction(jitted, self._flat_arguments)
         return self._functions[key]
 
-    def _find(
-        self, state: TrainState, batch: PlacedBatch, window: DeviceMetrics, bits: int
-    ) -> Program:
+    def _unflatten(self, leaves: list[Any]) -> Any:
+        assert self._state_form is not None, "A program is only traced for a state."
+        return self._state_form.unflatten(leaves)
+
+    def _flat_arguments(self, state: Any, data: Any, mask: Any, window: Any, *sent: Any) -> Any:
+        window = self._window_form.flatten(whole(window))
+        return self.flatten(state).leaves, data, mask, window, *sent
+
+    def _find(self, state: Any, batch: PlacedBatch, window: Any, bits: int) -> Program:
         if self._debug:
             program = self._make_function(batch.rows, 1)[0]
         else:
@@ -181,14 +227,15 @@ class Executor(abc.ABC):
         key = program_key(arguments["batch"], steps)
         program = self.programs.mend(key, self._function(rows, steps), arguments, error)
         self._by_kind.clear()
-        return program(*arguments.values())
+        return program(*self._flat_arguments(*arguments.values()))
 
-    def _named(
-        self, state: TrainState, batch: PlacedBatch, window: DeviceMetrics, bits: int
-    ) -> dict[str, Any]:
+    def _named(self, state: Any, batch: PlacedBatch, window: Any, bits: int) -> dict[str, Any]:
         named = {
-            "state": state, "batch": batch.data, "row_mask": batch.row_mask, "metrics": window
-        }  # fmt: skip
+            "state": whole(state),
+            "batch": batch.data,
+            "row_mask": batch.row_mask,
+            "metrics": whole(window),
+        }
         return named if self._signals is None else {**named, "signals": self._signals(bits)}
 
     def _specs(self, state: TrainState, data: BatchLike, steps: int) -> tuple[int, dict[str, Any]]:
@@ -223,6 +270,17 @@ class Executor(abc.ABC):
         if steps == 1:
             return sharding
         return NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec))
+
+
+class _FlatFunction(NamedTuple):
+    """A jitted function of flat arguments that is lowered for whole ones."""
+
+    jitted: Any
+    flatten: Callable[..., Any]
+
+    def lower(self, *arguments: Any) -> jax.stages.Lowered:
+        """Returns the function lowered for arguments or their shapes."""
+        return self.jitted.lower(*self.flatten(*arguments))
 
 
 def program_key(data: PyTree, steps: int) -> Hashable:

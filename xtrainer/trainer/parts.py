@@ -37,7 +37,14 @@ from xtrainer.optim import (
 )
 from xtrainer.parallel import BatchLayout, build_mesh, check_mesh
 from xtrainer.state import Progress, TrainState
-from xtrainer.step import StepSettings, make_eval_step, make_train_step, train_layout
+from xtrainer.step import (
+    Flat,
+    StepSettings,
+    make_eval_step,
+    make_train_step,
+    train_layout,
+    whole,
+)
 from xtrainer.trainer import compiled
 from xtrainer.trainer.assemble import (
     abstract_state,
@@ -71,7 +78,8 @@ class TrainerParts(Hooks):
 
     model_class: ClassVar[Any] = None
     """The model's class, for a ``ModelConfig`` and for checkpoints that name none."""
-    state: TrainState
+    carried: TrainState | Flat
+    """The state as the newest step has left it, perhaps flat; ``state`` puts it together."""
     progress: Progress
     callbacks: list[Callback]
     stop_reason: StopReason | None
@@ -186,6 +194,17 @@ class TrainerParts(Hooks):
         self.batch_layout = BatchLayout.of(self.mesh, model_config.parallel)
         self.batch_partition_specs = self.batch_layout.spec
         self.sources.shard = self.batch_layout.shard
+
+    @property
+    def state(self) -> TrainState:
+        """The state of training; a step is given it and may overwrite its arrays."""
+        if type(self.carried) is Flat:
+            self.carried = whole(self.carried)
+        return cast(TrainState, self.carried)
+
+    @state.setter
+    def state(self, state: TrainState) -> None:
+        self.carried = state
 
     def build_model(self, model_config: ModelConfig) -> None:
         """Sets ``model``."""

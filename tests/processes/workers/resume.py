@@ -124,7 +124,7 @@ def late_reports() -> dict[str, Any]:
             return dispatch(*args)
 
         trainer.compiled_train_step = step
-        for name in ("new_window", "programs", "ahead"):
+        for name in ("new_window", "programs", "ahead", "flatten"):
             setattr(step, name, getattr(dispatch, name))
         trainer.train_model(loader(), num_train_steps=ROWS // BATCH)
     return {"newest": newest, "read": read}
