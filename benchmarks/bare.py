@@ -32,6 +32,29 @@ def plain_jit(task: Task) -> Step:
     return jax.jit(plain_step(task), donate_argnums=(0, 1))
 
 
+def guarded_step(task: Task) -> Step:
+    """Returns a step that does what the trainer's does, as one would write it down.
+
+    The norms of gradient and parameters, the sums of a window of metrics, and a guard that leaves
+    everything as it was where loss or gradient is not finite. What it carries between steps is
+    ``(opt_state, sums, refused)``, see :meth:`BareLoop.guarded`.
+    """
+
+    def step(params: Any, carried: Any, batch: Any) -> tuple[Any, Any, jax.Array]:
+        opt_state, sums, refused = carried
+        loss, grads = jax.value_and_grad(task.loss)(params, batch)
+        norms = optax.global_norm(grads), optax.global_norm(params)
+        updates, new_opt_state = task.optimizer.update(grads, opt_state, params)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norms[0])
+        measured = sums + jnp.stack([loss, *norms, jnp.ones(())])
+        new = (optax.apply_updates(params, updates), new_opt_state, measured)
+        old = (params, opt_state, sums)
+        params, opt_state, sums = jax.tree.map(lambda x, y: jnp.where(finite, x, y), new, old)
+        return params, (opt_state, sums, refused + ~finite), loss
+
+    return step
+
+
 def scan_step(task: Task, pieces: int) -> Step:
     """Returns a step that scans over micro-batches and takes the mean of their gradients."""
 
@@ -103,6 +126,14 @@ class BareLoop:
         step = data_parallel_jit(plain_step(task))
         # More steps in flight would abort a run on CPU devices.
         return cls(step, params, task.optimizer, task.batches, ahead=2)
+
+    @classmethod
+    def guarded(cls, task: Task, params: Any, **settings: Any) -> "BareLoop":
+        """Returns the loop that does the same arithmetic as the trainer, for one device."""
+        step = jax.jit(guarded_step(task), donate_argnums=(0, 1))
+        loop = cls(step, params, task.optimizer, task.batches, **settings)
+        loop.opt_state = (loop.opt_state, jnp.zeros(4), jnp.zeros((), jnp.int32))
+        return loop
 
     def run(self, steps: int) -> float:
         """Takes some steps and returns their seconds, until the last of them has ended."""

@@ -108,9 +108,12 @@ def optimizer(name: str = "sgd", lr: float = 0.1, **kwargs: Any) -> xt.Optimizer
 
 
 def file_logger(folder: Path, every: int = 1, *tools: xt.LoggerToolConfig) -> xt.LoggerConfig:
-    """Returns a logger that writes rows to files of ``folder``, and whatever else is given."""
+    """Returns a logger that writes each row at once to files of ``folder``, and to other tools."""
     return xt.LoggerConfig(
-        log_every_n_steps=every, log_path=str(folder), log_tools=[xt.FileLoggerConfig(), *tools]
+        log_every_n_steps=every,
+        log_path=str(folder),
+        log_tools=[xt.FileLoggerConfig(), *tools],
+        write_interval_s=0.0,
     )
 
 

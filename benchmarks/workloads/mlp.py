@@ -12,6 +12,8 @@ STEPS = 500
 SCANNED = 32
 NORMS = "The trainer logs two norms besides and writes files and TensorBoard events."
 
+GUARDED = "The hand-written step has norms, sums of metrics and a guard as well."
+
 
 def noise(
     task: Task, steps: int, repeats: int, workload: str, step: Step | None = None, **row: Any
@@ -44,6 +46,12 @@ def settings(steps: int, repeats: int) -> dict[str, Setting]:
     }
 
 
+def guarded(task: Task, setting: Setting, workload: str, **row: Any) -> Row:
+    """Returns the row against a loop that has norms, metrics and guard in its step as well."""
+    pairs, _, _ = train_in_turns(task, setting, lambda params: BareLoop.guarded(task, params))
+    return pairs.row(workload, "same arithmetic", note=GUARDED, **row)
+
+
 def scanned(steps: int) -> Setting:
     """Returns the setting of scanned steps; a turn and a row are whole scans."""
     turns = max(1, steps // (2 * SCANNED)) * 2 * SCANNED
@@ -57,6 +65,7 @@ def measure(repeats: int, steps: int = STEPS) -> list[Row]:
     for case, setting in settings(steps, repeats).items():
         pairs = compare(task, setting)
         rows.append(pairs.row("mlp", case, note=NORMS if case == "log every 50" else ""))
+    rows.append(guarded(task, Setting(steps, repeats), "mlp"))
     case, setting = f"steps_per_dispatch={SCANNED}", scanned(steps)
     if has_option("steps_per_dispatch"):
         setting.repeats = repeats

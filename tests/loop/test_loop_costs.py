@@ -58,21 +58,30 @@ def python_calls(made: Any) -> Counter[str]:
 
 def test_a_step_takes_few_calls_of_python() -> None:
     found = python_calls(trainer())
-    # Two rows fall into these steps as well. JAX makes more than half of the calls, to take the
-    # state apart and to put it together, its typed key above all.
-    assert sum(found.values()) / STEPS < 80, found.most_common(30)
-    ours = ("_Run.", "InFlight.", "Feed.", "Prefetcher.", "LoaderSource.", "BatchPreparer.")
-    calls = sum(count for name, count in found.items() if name.startswith(ours))
-    assert calls / STEPS < 18, found
+    # Two rows fall into these steps as well.
+    assert sum(found.values()) / STEPS < 30, found.most_common(30)
+    # A third of them is spent on reading batches, several in a row.
+    reading = ("Prefetcher._", "LoaderSource.", "BatchPreparer.", "Owner.", "_Seen.", "LoaderPos")
+    calls = sum(count for name, count in found.items() if not name.startswith(reading))
+    assert calls / STEPS < 17, found
     assert found["Executor.__call__"] == STEPS
+    # JAX does not take the state apart in Python, nor put it together.
+    assert not [name for name in found if "flatten" in name and found[name] > 10], found
 
 
 def test_steps_of_one_dispatch_share_its_calls() -> None:
     one, many = python_calls(trainer()), python_calls(trainer(steps_per_dispatch=25))
     assert many["TrainExecutor.many"] == STEPS / 25
     assert many["Executor.__call__"] == 0
-    # What is left is done for each batch: it is read, copied and looked at.
-    assert sum(many.values()) < 0.6 * sum(one.values())
+    # What is left is done for each batch: it is read, copied, looked at and gathered.
+    dispatching = ("_Run.", "InFlight.", "Executor.", "TrainExecutor.", "Compiled.", "Flat.")
+
+    def calls(found: Counter[str]) -> int:
+        counts = found.items()
+        return sum(count for name, count in counts if name.startswith(dispatching))
+
+    assert calls(one) > 6 * STEPS
+    assert calls(many) < 0.4 * calls(one), many
 
 
 @pytest.mark.parametrize("steps_per_dispatch", [1, 10])

@@ -101,12 +101,11 @@ class TrainExecutor(Executor):
 
     def _flat_results(self, results: Any) -> Any:
         state, window, report = results
-        assert self._state_form is not None, "A program is only traced for a state."
         return self._state_form.flatten(state), self._window_form.flatten(window), report
 
     def _named_results(self, results: Any) -> Any:
         state, window, report = results
-        return Flat(self._state_form, state), Flat(self._window_form, window), report  # type: ignore[arg-type]
+        return Flat(self._state_form, state), Flat(self._window_form, window), report
 
     def _make_function(self, rows: int, steps: int) -> tuple[Program, Any, Any]:
         pieces = micro_batches(rows, self._settings.accumulate_steps, self._keeps_statistics)

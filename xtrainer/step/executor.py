@@ -77,7 +77,7 @@ class Executor(abc.ABC):
         with jax.ensure_compile_time_eval():
             self._zeros = jax.tree.map(np.array, DeviceMetrics.zeros(metric_layout))
         self._window_form = Form(self._zeros)
-        self._state_form: Form | None = None  # known when a state is
+        self._state_form: Any = None  # a Form, known when a state is; before that none is traced
         self._make_windows: Program | None = None
         self._windows: list[DeviceMetrics] = []
 
@@ -202,7 +202,6 @@ class Executor(abc.ABC):
         return self._functions[key]
 
     def _unflatten(self, leaves: list[Any]) -> Any:
-        assert self._state_form is not None, "A program is only traced for a state."
         return self._state_form.unflatten(leaves)
 
     def _flat_arguments(self, state: Any, data: Any, mask: Any, window: Any, *sent: Any) -> Any:

@@ -189,8 +189,9 @@ class TrainerModule(TrainerParts):
     def notify(self, hook: str, *args: Any) -> None:
         """Calls a hook of this trainer and of every callback that is due."""
         getattr(self, hook)(*args)
+        nothing = getattr(Hooks, hook)
         for callback in self.callbacks:
-            if callback.is_due(hook, args):
+            if getattr(type(callback), hook) is not nothing and callback.is_due(hook, args):
                 with self.ledger.spent(*callback.account):
                     getattr(callback, hook)(*args)
 
