@@ -115,7 +115,8 @@ def _batches(
             Prefetcher(source, prepare, None, may_inline=trainer.feeds_host_batches)
         ) as ahead:
             if not together.several:
-                yield from ((batch, False) for batch, _ in ahead)
+                for batch, _ in ahead:
+                    yield batch, False
             else:
                 for batch, position in ahead:
                     at_end = source.length is None or position.batches >= source.length

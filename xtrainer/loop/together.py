@@ -154,7 +154,7 @@ def agree_on_first_batch(
 def fetch_said(ticket: jax.Array, several: bool) -> tuple[int, int]:
     """Waits for an evaluation step; returns the bits that one process and that all have sent."""
     if not several:
-        jax.block_until_ready(ticket)
+        ticket.block_until_ready()
         return 0, 0
     said = np.asarray(jax.device_get(ticket))
     return int(said[0]), int(said[1])

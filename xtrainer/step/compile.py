@@ -152,6 +152,7 @@ class EvalExecutor(Executor):
         layout: Mesh and batch axes.
         debug: Leave the step uncompiled.
         compile_program: Compiles what was lowered, such as by way of a cache.
+        reads_optimizer: Whether the step is given the optimizer's state; else it finds ``()``.
     """
 
     def __init__(
@@ -162,10 +163,11 @@ class EvalExecutor(Executor):
         layout: BatchLayout,
         debug: bool = False,
         compile_program: CompileFn | None = None,
+        reads_optimizer: bool = True,
     ) -> None:
-        super().__init__(
-            "eval_step", metric_layout, state_shardings, layout, debug, compile_program
-        )
+        self._reads_optimizer = reads_optimizer or debug
+        shardings = self._part(state_shardings)
+        super().__init__("eval_step", metric_layout, shardings, layout, debug, compile_program)
         # Sets of other batch sizes are nothing unusual.
         self.programs = Programs("eval_step", compile_program, logging.INFO)
 
@@ -183,6 +185,9 @@ class EvalExecutor(Executor):
             return window, jnp.stack(reduce_signals(signals))
 
         self._step = eval_step
+
+    def _part(self, state: Any) -> Any:
+        return state if self._reads_optimizer else state.replace(opt_state=())
 
     def _make_function(self, rows: int, steps: int) -> tuple[Program, Any, Any]:
         return self._step, self._layout.replicated, (3,)

@@ -121,9 +121,14 @@ class Executor(abc.ABC):
         """Returns a state as the calls take it with the least work; as it is where uncompiled."""
         if self._debug or type(state) is Flat:
             return state
+        state = self._part(state)
         if self._state_form is None:
             self._state_form = Form(state)
         return Flat(self._state_form, self._state_form.flatten(state))
+
+    def _part(self, state: Any) -> Any:
+        """Returns the part of a state, or of a tree like it, that the step is given."""
+        return state
 
     def new_window(self) -> DeviceMetrics:
         """Returns an empty window on the devices."""
@@ -230,7 +235,7 @@ class Executor(abc.ABC):
 
     def _named(self, state: Any, batch: PlacedBatch, window: Any, bits: int) -> dict[str, Any]:
         named = {
-            "state": whole(state),
+            "state": self._part(whole(state)),
             "batch": batch.data,
             "row_mask": batch.row_mask,
             "metrics": whole(window),
@@ -251,7 +256,7 @@ class Executor(abc.ABC):
             return x.update(sharding=sharding)  # wherever it lies now, a step takes it there
 
         named = {
-            "state": jax.tree.map(placed, spec_of(state), self._state_shardings),
+            "state": jax.tree.map(placed, spec_of(self._part(state)), self._state_shardings),
             "batch": jax.tree.map(lambda x: spec((*lead, *x.shape), x.dtype, place), data),
             "row_mask": spec((*lead, rows), bool, place),
             "metrics": jax.tree.map(lambda x: spec(x.shape, x.dtype, whole), self._zeros),

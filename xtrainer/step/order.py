@@ -28,15 +28,13 @@ class Line:
         self._last: jax.Array | None = None  # float32 (), of the one that was put in last
 
     def hold(self, tree: PyTree) -> PyTree:
-        """Returns a tree whose small leaves are computed once, not in each thing made of them.
+        """Returns a tree whose leaves are computed once, not in each thing made of them.
 
         An optimizer's update within the reduction that checks it would be computed number by
-        number, root and division included. Large leaves would need memory of their own.
+        number, root and division included, and once more where it is added to the parameters. XLA
+        uses no more memory for it on a CPU.
         """
-        if not self._wanted:
-            return tree
-        hold = jax.lax.optimization_barrier
-        return jax.tree.map(lambda leaf: hold(leaf) if leaf.size <= _SMALL else leaf, tree)
+        return jax.tree.map(jax.lax.optimization_barrier, tree) if self._wanted else tree
 
     def gate(self, condition: jax.Array) -> jax.Array:
         """Returns a condition, bool ``()``, that is known after what was put in last."""

@@ -122,11 +122,9 @@ def eval_parts(
 ) -> tuple[EvalExecutor, BatchPreparer]:
     """Returns the compiled evaluation step of a loss and what prepares its batches."""
     terms = loss_terms(loss_function, apply_fn, settings, state, batch, train=False)
+    options = (config.debug, compilation_cache().compile, step is not None)
     step = make_eval_step(loss_function, apply_fn, settings) if step is None else step
-    compile_program = compilation_cache().compile
-    executor = EvalExecutor(
-        step, terms.layout, shardings_of(state), layout, config.debug, compile_program
-    )
+    executor = EvalExecutor(step, terms.layout, shardings_of(state), layout, *options)
     return executor, BatchPreparer(layout, terms.paddable)
 
 

@@ -255,13 +255,18 @@ class TrainerParts(Hooks):
             batch_spec(self.exmp_batch),
         )
         self.compiled_evaluations: dict[Callable[..., Any], Any] = {}  # of other losses
-        step = self.create_evaluation_step_function()
+        name = "create_evaluation_step_function"
+        is_own = getattr(type(self), name) is not getattr(TrainerParts, name)
         self.compiled_eval_step, self.prepare_eval_batch = self.compile_evaluation(
-            self.loss_function, step
+            self.loss_function, self.create_evaluation_step_function() if is_own else None
         )
 
     def compile_evaluation(self, loss_function: Callable[..., Any], step: Any = None) -> Any:
-        """Returns the compiled evaluation step of a loss and what prepares its batches."""
+        """Returns the compiled evaluation step of a loss and what prepares its batches.
+
+        A ``step`` of a subclass is given the whole state; the default one, for None, goes without
+        the optimizer's, whose arrays would only make each call longer.
+        """
         settings, batch = self.step_settings(), batch_spec(self.exmp_batch)
         parts = (settings, self.batch_layout, self.trainer_config, self.state, batch, step)
         return compiled.eval_parts(loss_function, self.model.apply, *parts)
