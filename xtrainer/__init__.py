@@ -11,37 +11,41 @@ Synopsis:
     trainer.train_model(train_loader, val_loader, num_epochs=3)
 """
 
-from xtrainer.callbacks import (
-    Callback,
-    CallbackConfig,
-    ExtendedEvaluation,
-    ExtendedEvaluationConfig,
-    JaxProfilerConfig,
-    LearningRateMonitorConfig,
-    ModelCheckpointConfig,
-    ProgressBarConfig,
-    ThroughputConfig,
-)
-from xtrainer.config import Config, check_configs, parse_config
-from xtrainer.data import ArrayLoader, Batch, GrainLoader, prefetch
-from xtrainer.errors import ConfigError, XTrainerError
-from xtrainer.launch import initialize, is_main_process
-from xtrainer.loggers import (
-    FileLoggerConfig,
-    LoggerConfig,
-    LoggerTool,
-    LoggerToolConfig,
-    TensorBoardLoggerConfig,
-    WandBLoggerConfig,
-    read_metrics,
-)
-from xtrainer.loop import StopReason
-from xtrainer.optim import OptimizerConfig, SchedulerConfig, build_optimizer, build_schedule
-from xtrainer.parallel import ParallelConfig, PipelinedStack, build_mesh, constrain_batch
-from xtrainer.registry import register_model
-from xtrainer.state import Progress, TrainState
-from xtrainer.step import PrecisionConfig, StepSettings, make_eval_step, make_train_step
-from xtrainer.trainer import ModelConfig, TrainerConfig, TrainerModule, init_state
+from etils import epy
+
+# Each name is imported when it is used first, so that `import xtrainer` takes no time of its own.
+with epy.lazy_api_imports(globals()):
+    from xtrainer.callbacks import (
+        Callback,
+        CallbackConfig,
+        ExtendedEvaluation,
+        ExtendedEvaluationConfig,
+        JaxProfilerConfig,
+        LearningRateMonitorConfig,
+        ModelCheckpointConfig,
+        ProgressBarConfig,
+        ThroughputConfig,
+    )
+    from xtrainer.config import Config, check_configs, parse_config
+    from xtrainer.data import ArrayLoader, Batch, GrainLoader, prefetch
+    from xtrainer.errors import ConfigError, XTrainerError
+    from xtrainer.launch import initialize, is_main_process
+    from xtrainer.loggers import (
+        FileLoggerConfig,
+        LoggerConfig,
+        LoggerTool,
+        LoggerToolConfig,
+        TensorBoardLoggerConfig,
+        WandBLoggerConfig,
+        read_metrics,
+    )
+    from xtrainer.loop import StopReason
+    from xtrainer.optim import OptimizerConfig, SchedulerConfig, build_optimizer, build_schedule
+    from xtrainer.parallel import ParallelConfig, PipelinedStack, build_mesh, constrain_batch
+    from xtrainer.registry import register_model
+    from xtrainer.state import Progress, TrainState
+    from xtrainer.step import PrecisionConfig, StepSettings, make_eval_step, make_train_step
+    from xtrainer.trainer import ModelConfig, TrainerConfig, TrainerModule, init_state
 
 __all__ = [
     "ArrayLoader",

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 OPTIONAL = [
     "grain",
@@ -65,8 +67,26 @@ def extra_modules(statement: str) -> list[str]:
     return [n for n in loaded if n not in ALLOWED and n.split(".")[0] not in ALLOWED]
 
 
-def test_importing_loads_little_beyond_jax_flax_and_optax() -> None:
-    assert extra_modules("import xtrainer") == []
+ALL = "import xtrainer; [getattr(xtrainer, name) for name in xtrainer.__all__]"
+
+
+@pytest.mark.parametrize("statement", ["import xtrainer", ALL])
+def test_importing_loads_little_beyond_jax_flax_and_optax(statement: str) -> None:
+    assert extra_modules(statement) == []
+
+
+def test_importing_alone_loads_nothing_until_a_name_is_used() -> None:
+    code = """
+import sys, xtrainer
+print([name for name in sys.modules if name in ("jax", "flax") or name.startswith("xtrainer.")])
+xtrainer.TrainerConfig
+print("xtrainer.trainer" in sys.modules, set(xtrainer.__all__) <= set(dir(xtrainer)))
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert result.stdout.splitlines() == ["[]", "True True"], result.stderr
 
 
 def test_a_module_that_is_loaded_in_vain_is_found() -> None:
