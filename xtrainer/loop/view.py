@@ -11,7 +11,7 @@ from xtrainer.loop.plan import Plan
 from xtrainer.loop.stop import StopReason
 from xtrainer.metrics import DeviceMetrics
 from xtrainer.state import Progress, TrainState
-from xtrainer.step import Flat, PlacedBatch, TrainExecutor
+from xtrainer.step import PlacedBatch, TrainExecutor
 from xtrainer.types import BatchLike, HostMetrics, MetricPostprocess
 
 
@@ -51,7 +51,7 @@ class LoopTrainer(Protocol):
     """A trainer as the loop sees it."""
 
     state: TrainState
-    carried: TrainState | Flat
+    carried: Any
     progress: Progress
     stop_reason: StopReason | None
     stop_wanted: tuple[StopReason, str] | None

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from xtrainer.errors import MetricError, did_you_mean
 
@@ -67,9 +68,9 @@ class DeviceMetrics(flax.struct.PyTreeNode):
     @classmethod
     def zeros(cls, layout: MetricLayout) -> "DeviceMetrics":
         """Returns an empty window."""
-        packed = jnp.zeros((len(layout.names), NUM_COLUMNS), jnp.float32)
-        packed = packed.at[:, MAX].set(-jnp.inf).at[:, MIN].set(jnp.inf)
-        return cls(packed, jnp.zeros((), jnp.int32), layout)
+        packed = np.zeros((len(layout.names), NUM_COLUMNS), np.float32)
+        packed[:, MAX], packed[:, MIN] = -np.inf, np.inf
+        return cls(jnp.asarray(packed), jnp.asarray(np.zeros((), np.int32)), layout)
 
 
 def accumulate(

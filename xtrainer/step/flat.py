@@ -7,6 +7,7 @@ a typed key, which JAX takes apart and puts together in Python each time.
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from xtrainer.types import PyTree
 
@@ -73,7 +74,7 @@ def whole(tree: Any) -> Any:
 
 def _is_key(leaf: Any) -> bool:
     dtype = getattr(leaf, "dtype", None)
-    return dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+    return dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
 
 
 def _implementation(key: Any) -> Any:

@@ -2,7 +2,9 @@
 
 import inspect
 import logging
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any, NamedTuple
 
 import flax.core
@@ -30,9 +32,14 @@ from xtrainer.registry import models
 from xtrainer.state import TrainState
 from xtrainer.step import PrecisionConfig, cast_floating
 from xtrainer.trainer.config import ModelConfig
+from xtrainer.tree import num_elements
 from xtrainer.types import PRNGKey, PyTree
 
 _LOG = logging.getLogger(__name__)
+
+_SMALL = 2**24
+_CHEAPLY: dict[str, Any] = {"xla_backend_optimization_level": 1}
+"""For a program that runs once: half the time to compile, for numbers that are drawn slower."""
 
 InitFn = Callable[[PyTree, PRNGKey], Mapping[str, Any]]
 
@@ -112,12 +119,59 @@ def init_state(
         >>> init_state(init, jnp.ones((4, 3)), optax.sgd(0.1)).params["w"].shape
         (3,)
     """
+    return begin_state(init, exmp_input, optimizer, seed, mesh, parallel, precision).result()
+
+
+class BegunState:
+    """A state whose program is being compiled in a thread.
+
+    Attributes:
+        shapes: Of the state, each with its sharding.
+    """
+
+    def __init__(self, lowered: jax.stages.Lowered, shapes: TrainState) -> None:
+        self.shapes = shapes
+        self._program: Future[jax.stages.Compiled] = Future()
+        options = _CHEAPLY if _is_small_on_cpu(shapes) else None
+
+        def work() -> None:
+            try:
+                self._program.set_result(lowered.compile(compiler_options=options))
+            except BaseException as error:  # raised where the state is asked for
+                self._program.set_exception(error)
+
+        threading.Thread(target=work, name="compile-init").start()
+
+    def result(self) -> TrainState:
+        """Returns the state; waits for it."""
+        return self._program.result()()
+
+
+def _is_small_on_cpu(shapes: TrainState) -> bool:
+    devices = jax.tree.leaves(shapes)[0].sharding.device_set
+    on_cpu = all(device.platform == "cpu" for device in devices)
+    return on_cpu and num_elements(shapes.params) <= _SMALL
+
+
+def begin_state(
+    init: InitFn,
+    exmp_input: PyTree,
+    optimizer: optax.GradientTransformation,
+    seed: int = 0,
+    mesh: Mesh | None = None,
+    parallel: ParallelConfig | None = None,
+    precision: PrecisionConfig | None = None,
+) -> BegunState:
+    """Begins to do what :func:`init_state` does; the caller can meanwhile trace other functions.
+
+    Arguments and errors are those of :func:`init_state`.
+    """
     state = _describe_state(init, exmp_input, optimizer, seed, mesh, parallel, precision)
     if is_main_process():
         for line in state.unused:
             _LOG.warning("%s", line)
     shardings = jax.tree.map(lambda x: x.sharding, state.shapes)
-    return jax.jit(state.create, out_shardings=shardings)()
+    return BegunState(jax.jit(state.create, out_shardings=shardings).lower(), state.shapes)
 
 
 def abstract_state(

@@ -47,9 +47,10 @@ from xtrainer.step import (
 )
 from xtrainer.trainer import compiled
 from xtrainer.trainer.assemble import (
+    BegunState,
     abstract_state,
+    begin_state,
     build_model,
-    init_state,
     init_variables,
     model_layout,
 )
@@ -78,8 +79,9 @@ class TrainerParts(Hooks):
 
     model_class: ClassVar[Any] = None
     """The model's class, for a ``ModelConfig`` and for checkpoints that name none."""
-    carried: TrainState | Flat
-    """The state as the newest step has left it, perhaps flat; ``state`` puts it together."""
+    carried: Any
+    """The state as the newest step has left it, perhaps flat, or one that is being compiled;
+    ``state`` is the finished one."""
     progress: Progress
     callbacks: list[Callback]
     stop_reason: StopReason | None
@@ -129,7 +131,8 @@ class TrainerParts(Hooks):
         self.init_optimizer(optimizer_config)
         self.init_model(jax.eval_shape(self.batch_to_input, batch_spec(batch)))
         self.init_callbacks(trainer_config.callbacks)
-        self.create_jitted_functions()
+        self.create_jitted_functions()  # while the program that makes the state is compiled
+        self.state = self.state
 
     # What a subclass writes, and what it may replace.
 
@@ -198,13 +201,20 @@ class TrainerParts(Hooks):
     @property
     def state(self) -> TrainState:
         """The state of training; a step is given it and may overwrite its arrays."""
-        if type(self.carried) is Flat:
-            self.carried = whole(self.carried)
-        return cast(TrainState, self.carried)
+        carried = self.carried
+        if not isinstance(carried, TrainState):
+            ready = carried.result() if isinstance(carried, BegunState) else whole(carried)
+            self.carried = carried = ready
+        return carried
 
     @state.setter
     def state(self, state: TrainState) -> None:
         self.carried = state
+
+    @property
+    def _shapes(self) -> TrainState:
+        """The state, or its shapes while it is being compiled."""
+        return self.carried.shapes if isinstance(self.carried, BegunState) else self.state
 
     def build_model(self, model_config: ModelConfig) -> None:
         """Sets ``model``."""
@@ -221,8 +231,8 @@ class TrainerParts(Hooks):
 
         Within :func:`xtrainer.trainer.shapes_only` it is set to shapes, and nothing is computed.
         """
-        make_state = abstract_state if wants_shapes() else init_state
-        self.state = make_state(
+        make_state = abstract_state if wants_shapes() else begin_state
+        self.carried = make_state(
             self.run_model_init,
             exmp_input,
             self.optimizer,
@@ -251,7 +261,7 @@ class TrainerParts(Hooks):
             self.step_settings(),
             self.batch_layout,
             self.trainer_config,
-            self.state,
+            self._shapes,
             batch_spec(self.exmp_batch),
         )
         self.compiled_evaluations: dict[Callable[..., Any], Any] = {}  # of other losses
@@ -268,13 +278,13 @@ class TrainerParts(Hooks):
         the optimizer's, whose arrays would only make each call longer.
         """
         settings, batch = self.step_settings(), batch_spec(self.exmp_batch)
-        parts = (settings, self.batch_layout, self.trainer_config, self.state, batch, step)
+        parts = (settings, self.batch_layout, self.trainer_config, self._shapes, batch, step)
         return compiled.eval_parts(loss_function, self.model.apply, *parts)
 
     def step_settings(self) -> StepSettings:
         """Returns the settings of the step functions."""
         freeze, parallel = frozen_patterns(self.optimizer_config), self.model_config.parallel
-        parts = (self.trainer_config, self.batch_layout, self.state)
+        parts = (self.trainer_config, self.batch_layout, self._shapes)
         return compiled.step_settings(*parts, freeze, parallel)
 
     def create_training_step_function(
@@ -300,7 +310,7 @@ class TrainerParts(Hooks):
         return DeviceMetrics.zeros(terms.layout)
 
     def _loss_terms(self, batch: BatchLike, train: bool) -> Any:
-        parts = (self.step_settings(), self.state, batch_spec(batch), train)
+        parts = (self.step_settings(), self._shapes, batch_spec(batch), train)
         return compiled.loss_terms(self.loss_function, self.model.apply, *parts)
 
     # What can be asked of the parts.
