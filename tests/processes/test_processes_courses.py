@@ -1,6 +1,7 @@
 """Does a run of several processes take the course of one device? Order, losses, parameters."""
 
 import functools
+from pathlib import Path
 from typing import Any
 
 import courses
@@ -108,3 +109,22 @@ def test_every_mesh_of_processes_takes_the_course_of_one_device(
     runs: Any, shape: tuple[int, int], case: Any, steps: int
 ) -> None:
     check(runs(shape, steps), shape, case, steps)
+
+
+def test_several_steps_of_processes_in_one_dispatch_do_what_single_ones_do(tmp_path: Path) -> None:
+    names = [f"small-fsdp-1-sgd-{FEW}-4-{most}" for most in (1, 4)]
+    run = process_zoo.run_processes("courses.py", tmp_path, 2, 1, *names).ended_well()
+    found = []
+    for name in names:
+        said = run.said(name)
+        assert [one["error"] for one in said] == [None, None], said[0]["text"]
+        assert said[0]["value"] == said[1]["value"]
+        with np.load(run.folder / f"{name}.npz") as file:
+            found.append((said[0]["value"], [file[key] for key in file.files]))
+    (one, single), (several, scanned) = found
+    assert one["dispatches"] == [] and several["dispatches"] != []
+    assert max(several["dispatches"]) == 4
+    assert several["order"] == one["order"]
+    # Other programs, whose sums over processes round otherwise.
+    np.testing.assert_allclose(several["losses"], one["losses"], rtol=1e-6)
+    assert mz.relative_difference(scanned, single) < 1e-5

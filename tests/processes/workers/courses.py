@@ -1,6 +1,7 @@
 """Two shrunk experiments on meshes that span processes: the order, the losses and the end.
 
-A scenario is named ``KIND-MESH-ACCUMULATE-OPTIMIZER-STEPS``.
+A scenario is named ``KIND-MESH-ACCUMULATE-OPTIMIZER-STEPS``, or that with ``-EVERY-MOST``: the
+steps of a row, and those of a dispatch at most.
 """
 
 import hashlib
@@ -71,6 +72,20 @@ def digest(arrays: list[np.ndarray]) -> str:
     return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
 
 
+def note_dispatches(trainer: Any) -> list[int]:
+    """Returns a list that is told how many steps each dispatch of several takes."""
+    sizes: list[int] = []
+    executor = trainer.compiled_train_step
+    many = executor.many
+
+    def noted(state: Any, batches: Any, *rest: Any) -> Any:
+        sizes.append(len(batches))
+        return many(state, batches, *rest)
+
+    executor.many = noted
+    return sizes
+
+
 def order_of(trainer: Any) -> list[list[float]]:
     """Returns for each step its number and two that tell which examples it took."""
     logged = trainer.logger.rows("train")
@@ -84,14 +99,18 @@ def losses_of(trainer: Any) -> list[float]:
 
 def course(name: str, folder: Any = None) -> dict[str, Any]:
     """Returns what a run did; its end is saved to ``folder`` or returned."""
-    kind, mesh, accumulate, optimizer, steps = name.split("-")
-    trainer = make_trainer(kind, mesh, int(accumulate), optimizer)
+    kind, mesh, accumulate, optimizer, steps, *more = name.split("-")
+    every, most = map(int, more or (1, 1))
+    logger = xt.LoggerConfig(log_every_n_steps=every, log_tools=[])
+    config: dict[str, Any] = {"logger": logger, "steps_per_dispatch": most}
+    trainer = make_trainer(kind, mesh, int(accumulate), optimizer, **config)
+    sizes = note_dispatches(trainer)
     trainer.train_model(loader(kind), num_train_steps=int(steps))
     end = variables_of(trainer)
     if folder is not None and jax.process_index() == 0:
         np.savez(folder / f"{name}.npz", *end)
     said = {"order": order_of(trainer), "losses": losses_of(trainer), "digest": digest(end)}
-    said["parts"] = trainer.batch_layout.shard.count
+    said |= {"parts": trainer.batch_layout.shard.count, "dispatches": sizes}
     return said if folder is not None else {**said, "end": end}
 
 
