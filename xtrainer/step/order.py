@@ -5,6 +5,9 @@ of a few thousand numbers that costs more than they do: a step of a tiny network
 guard whose selections were all ready at once, and 67 us with the same ones in line.
 """
 
+from collections.abc import Iterator
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -12,6 +15,9 @@ from xtrainer.metrics import global_norm
 from xtrainer.types import PyTree
 
 _SMALL = 2**15
+_TINY = 2**12
+"""Numbers of an array that is joined with others: 200 kernels of a norm of 100 arrays become 4."""
+_GROUP = 64
 
 
 class Line:
@@ -70,7 +76,7 @@ class Line:
         leaves = jax.tree.leaves(tree)
         others = [None] * len(leaves) if checked is None else jax.tree.leaves(checked)
         total = jnp.zeros((), jnp.float32)
-        for leaf, other in zip(leaves, others, strict=True):
+        for leaf, other in self._joined(leaves, others):
             squares = jnp.square(jnp.abs(leaf).astype(jnp.float32))
             if other is not None:
                 other = jnp.abs(other).astype(jnp.float32)
@@ -81,3 +87,30 @@ class Line:
             self.put(part)
             total += part
         return jnp.sqrt(total)
+
+    def _joined(self, leaves: list[Any], others: list[Any]) -> Iterator[tuple[Any, Any]]:
+        """Gives pairs of leaves; tiny ones of a dtype are put into one array, to be one kernel."""
+        groups: dict[Any, list[tuple[Any, Any]]] = {}
+        for leaf, other in zip(leaves, others, strict=True):
+            if not self._wanted or leaf.size > _TINY:
+                yield leaf, other
+                continue
+            group = groups.setdefault((leaf.dtype, None if other is None else other.dtype), [])
+            group.append((leaf, other))
+            if len(group) == _GROUP:
+                yield self._join(group)
+                group.clear()
+        yield from (self._join(group) for group in groups.values() if group)
+
+    def _join(self, group: list[tuple[Any, Any]]) -> tuple[Any, Any]:
+        if len(group) == 1:
+            return group[0]
+        first, second = zip(*group, strict=True)
+        if self._last is not None:
+            first = (
+                jnp.where(self._last > jnp.inf, jnp.zeros_like(first[0]), first[0]),
+                *first[1:],
+            )
+        # Held: computed within a reduction, each number would ask which array it is from.
+        join = lambda arrays: self.hold(jnp.concatenate([x.ravel() for x in arrays]))  # noqa: E731
+        return join(first), None if second[0] is None else join(second)

@@ -38,7 +38,6 @@ from xtrainer.optim import (
 from xtrainer.parallel import BatchLayout, build_mesh, check_mesh
 from xtrainer.state import Progress, TrainState
 from xtrainer.step import (
-    Flat,
     StepSettings,
     make_eval_step,
     make_train_step,
