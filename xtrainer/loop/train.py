@@ -169,9 +169,10 @@ class _Run:
         """Dispatches the steps of a group in one call, and does what is due after them."""
         trainer, windows = self.trainer, self.windows
         batches = [one.batch for one in group]
+        bits = [self.bits(one) for one in group] if self.together.several else [0] * len(group)
         state = self.executor.flatten(trainer.carried)
         trainer.carried, windows.current, report = self.executor.many(
-            state, batches, windows.current, [self.bits(one) for one in group]
+            state, batches, windows.current, bits
         )
         self.dispatched(group[0].batch, [one.position for one in group], epoch, report)
 

@@ -125,7 +125,7 @@ class TrainExecutor(Executor):
         return self._stack_placed(data, rows)
 
     def _stack_masks(self, batches: Sequence[PlacedBatch]) -> jax.Array:
-        key = (batches[0].rows, *(batch.examples for batch in batches))
+        key = (batches[0].rows, *[batch.examples for batch in batches])
         if key not in self._masks:
             masks = [batch.row_mask for batch in batches]
             self._masks[key] = self._stack_placed(masks, batches[0].rows)
