@@ -12,7 +12,7 @@ from xtrainer.callbacks.chips import peak_flops
         ("TPU v2", 23),
         ("TPU v3", 61.5),
         ("TPU v4", 275),
-        ("TPU v4 lite", 137),
+        ("TPU v4 lite", 138),
         ("TPU v5 lite", 197),
         ("TPU v5e", 197),
         ("TPU v5", 459),

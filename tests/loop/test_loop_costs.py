@@ -11,6 +11,8 @@ import probes
 import pytest
 import zoo
 
+import xtrainer as xt
+
 STEPS = 100
 """Steps that are counted, after as many others."""
 
@@ -155,3 +157,22 @@ def test_the_state_is_not_copied_and_every_step_runs_in_the_same_buffers() -> No
     made.train_model(probes.numbered(6), num_epochs=1)
     assert all(found == pointers[0] for found in pointers)
     np.testing.assert_equal(len(pointers), 6)
+
+
+def test_a_callback_is_asked_for_the_hooks_that_it_has_and_no_others() -> None:
+    asked: list[str] = []
+    told: list[int] = []
+
+    class Listening(xt.Callback):
+        def is_due(self, hook: str, args: Any) -> bool:
+            asked.append(hook)
+            return super().is_due(hook, args)
+
+        def on_training_log(self, train_metrics: Any, step_idx: int) -> None:
+            told.append(step_idx)
+
+    made = trainer()
+    made.callbacks.append(Listening(xt.CallbackConfig(), made))
+    made.train_model(probes.numbered(8), num_epochs=2)
+    assert asked == ["on_training_log"] * len(told)
+    assert told[-1] == 16

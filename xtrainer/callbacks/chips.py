@@ -9,7 +9,7 @@ _PEAKS = (
     (r"TPU v2", 23.0),
     (r"TPU v3", 61.5),
     (r"TPU v4", 275.0),
-    (r"TPU v4 lite", 137.0),
+    (r"TPU v4 lite", 138.0),
     (r"TPU v5( lite|e)", 197.0),
     (r"TPU v5p?", 459.0),
     (r"TPU v6( lite|e)", 918.0),
