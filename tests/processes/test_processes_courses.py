@@ -55,7 +55,9 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     asked = [
         tuple(item.callspec.params[name] for name in ("shape", "case", "steps"))
         for item in request.session.items
-        if isinstance(item, pytest.Function) and item.module is request.module
+        if isinstance(item, pytest.Function)
+        and item.module is request.module
+        and hasattr(item, "callspec")
     ]
 
     @functools.cache
