@@ -15,6 +15,7 @@ from xtrainer.metrics import global_norm
 from xtrainer.types import PyTree
 
 _SMALL = 2**15
+"""Numbers of an array whose kernel costs less than handing it to another thread."""
 _TINY = 2**12
 """Numbers of an array that is joined with others: 200 kernels of a norm of 100 arrays become 4."""
 _GROUP = 64
@@ -106,7 +107,7 @@ class Line:
         if len(group) == 1:
             return group[0]
         first, second = zip(*group, strict=True)
-        if self._last is not None:
+        if self._last is not None:  # else it is put together beside what is under way
             first = (
                 jnp.where(self._last > jnp.inf, jnp.zeros_like(first[0]), first[0]),
                 *first[1:],

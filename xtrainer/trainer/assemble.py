@@ -38,6 +38,7 @@ from xtrainer.types import PRNGKey, PyTree
 _LOG = logging.getLogger(__name__)
 
 _SMALL = 2**24
+"""Numbers of parameters that are drawn quickly enough by a program that was compiled cheaply."""
 _CHEAPLY: dict[str, Any] = {"xla_backend_optimization_level": 1}
 """For a program that runs once: half the time to compile, for numbers that are drawn slower."""
 
