@@ -10,7 +10,7 @@ import io
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -105,11 +105,6 @@ class Setting:
     bar: bool = False
     all_devices: bool = False
     options: dict[str, Any] = field(default_factory=dict)
-
-
-def has_option(name: str) -> bool:
-    """Says whether ``TrainerConfig`` has a field."""
-    return name in {f.name for f in fields(xt.TrainerConfig)}
 
 
 def make_trainer(task: Task, config: xt.TrainerConfig, all_devices: bool = False) -> BenchTrainer:

@@ -19,5 +19,5 @@ def measure(repeats: int, steps: int = STEPS, rows: int = 8, layers: int = 2) ->
         setting = Setting(steps, repeats, options=options)
         pairs, _, _ = train_in_turns(task, setting, lambda params: BareLoop.of(task, params))
         found.append(pairs.row("gpt", case, **MS))
-    found.append(guarded(task, Setting(steps, repeats), "gpt", **MS))
+    found.append(guarded(task, Setting(steps, repeats), "gpt", "log every 50", **MS))
     return found

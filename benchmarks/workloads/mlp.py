@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from benchmarks.against import Setting, has_option, make_trainer, train_in_turns
+from benchmarks.against import Setting, make_trainer, train_in_turns
 from benchmarks.bare import BareLoop, Step, plain_jit
 from benchmarks.measure import Pairs, Row, interleave
 from benchmarks.models import Task, mlp_task
@@ -12,6 +12,7 @@ STEPS = 500
 SCANNED = 32
 NORMS = "The trainer logs two norms besides and writes files and TensorBoard events."
 
+SAME = "same arithmetic"
 GUARDED = "The hand-written step has norms, sums of metrics and a guard as well."
 
 
@@ -43,19 +44,21 @@ def settings(steps: int, repeats: int) -> dict[str, Setting]:
         "norms off": Setting(steps, repeats, options=no_norms),
         "progress bar": Setting(steps, repeats, bar=True),
         "log every step": Setting(steps, repeats, log_every=1),
+        f"steps_per_dispatch={SCANNED}": scanned(steps, repeats),
     }
 
 
-def guarded(task: Task, setting: Setting, workload: str, **row: Any) -> Row:
+def guarded(task: Task, setting: Setting, workload: str, case: str = "", **row: Any) -> Row:
     """Returns the row against a loop that has norms, metrics and guard in its step as well."""
     pairs, _, _ = train_in_turns(task, setting, lambda params: BareLoop.guarded(task, params))
-    return pairs.row(workload, "same arithmetic", note=GUARDED, **row)
+    case = f"{case}, {SAME}" if case else SAME
+    return pairs.row(workload, case, note=GUARDED, **row)
 
 
-def scanned(steps: int) -> Setting:
+def scanned(steps: int, repeats: int) -> Setting:
     """Returns the setting of scanned steps; a turn and a row are whole scans."""
-    turns = max(1, steps // (2 * SCANNED)) * 2 * SCANNED
-    return Setting(turns, 0, log_every=2 * SCANNED, options={"steps_per_dispatch": SCANNED})
+    turn = max(1, steps // (2 * SCANNED)) * 2 * SCANNED
+    return Setting(turn, repeats, log_every=2 * SCANNED, options={"steps_per_dispatch": SCANNED})
 
 
 def measure(repeats: int, steps: int = STEPS) -> list[Row]:
@@ -65,13 +68,8 @@ def measure(repeats: int, steps: int = STEPS) -> list[Row]:
     for case, setting in settings(steps, repeats).items():
         pairs = compare(task, setting)
         rows.append(pairs.row("mlp", case, note=NORMS if case == "log every 50" else ""))
-    rows.append(guarded(task, Setting(steps, repeats), "mlp"))
-    case, setting = f"steps_per_dispatch={SCANNED}", scanned(steps)
-    if has_option("steps_per_dispatch"):
-        setting.repeats = repeats
-        rows.append(compare(task, setting).row("mlp", case))
-    else:
-        rows.append(Row("mlp", case, note="not available: TrainerConfig has no such field"))
+        if case != "norms off":
+            rows.append(guarded(task, setting, "mlp", case))
     return rows
 
 

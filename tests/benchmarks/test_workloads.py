@@ -8,10 +8,19 @@ import numpy as np
 import pytest
 
 from benchmarks import conduct
-from benchmarks.against import FakeTerminal, Setting, has_option, train_in_turns
+from benchmarks.against import FakeTerminal, Setting, train_in_turns
 from benchmarks.bare import BareLoop
 from benchmarks.models import Task, mlp_task
-from benchmarks.workloads import accumulate, checkpoint, devices, evaluation, gpt, mlp, start
+from benchmarks.workloads import (
+    accumulate,
+    checkpoint,
+    devices,
+    evaluation,
+    gpt,
+    leaves,
+    mlp,
+    start,
+)
 
 
 def assert_equal_params(trainer: Any, bare: BareLoop) -> None:
@@ -26,11 +35,12 @@ def plain(task: Task) -> Any:
     return lambda params: BareLoop.of(task, params)
 
 
+@pytest.mark.parametrize("make", [BareLoop.of, BareLoop.guarded])
 @pytest.mark.parametrize("case", list(mlp.settings(50, 1)))
-def test_the_tiny_network_ends_with_the_parameters_of_the_bare_loop(case: str) -> None:
+def test_the_tiny_network_ends_with_the_parameters_of_the_bare_loop(case: str, make: Any) -> None:
     setting, task = mlp.settings(50, 1)[case], mlp_task(rows=8)
-    pairs, trainer, bare = train_in_turns(task, setting, plain(task))
-    assert trainer.global_step == 150
+    pairs, trainer, bare = train_in_turns(task, setting, lambda params: make(task, params))
+    assert trainer.global_step == 3 * setting.steps
     assert len(pairs.bare) == len(pairs.framework) == setting.repeats
     assert min(*pairs.bare, *pairs.framework) > 0
     assert_equal_params(trainer, bare)
@@ -56,12 +66,10 @@ def test_the_progress_bar_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_rows_of_the_tiny_network() -> None:
     rows = mlp.measure(repeats=1, steps=50)
-    assert [row.case for row in rows][:2] == ["noise", "log every 50"]
-    scanned = rows[-1]
-    assert scanned.case == "steps_per_dispatch=32"
-    assert (scanned.ratio is not None) == has_option("steps_per_dispatch")
-    assert scanned.ratio or scanned.note.startswith("not available")
-    assert all(row.ratio is not None and row.ratio.median > 0 for row in rows[:-1])
+    cases = ["log every 50", "progress bar", "log every step", "steps_per_dispatch=32"]
+    both = [name for case in cases for name in (case, f"{case}, same arithmetic")]
+    assert [row.case for row in rows] == ["noise", *both[:2], "norms off", *both[2:]]
+    assert all(row.ratio is not None and row.ratio.median > 0 for row in rows)
 
 
 def test_accumulation_ends_with_the_parameters_of_the_bare_scan() -> None:
@@ -120,7 +128,19 @@ def test_the_rows_of_several_devices() -> None:
 @pytest.mark.slow
 def test_the_rows_of_the_transformer() -> None:
     rows = gpt.measure(repeats=1, steps=50, rows=1, layers=1)
-    assert [row.case for row in rows] == ["noise", "log every 50", "norms off"]
+    logged = "log every 50"
+    assert [row.case for row in rows] == [
+        "noise",
+        logged,
+        "norms off",
+        f"{logged}, same arithmetic",
+    ]
+
+
+def test_the_rows_of_many_arrays() -> None:
+    rows = leaves.measure(repeats=1, leaves=[10])
+    parts = (", noise", "", ", same arithmetic")
+    assert [row.case for row in rows] == [f"10 arrays{part}" for part in parts]
 
 
 @pytest.mark.slow
