@@ -1,6 +1,7 @@
 """What does a save cost? Training time lost, the longest stall of a step, and the restore."""
 
 import contextlib
+import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -37,7 +38,7 @@ class SavingLoop(BareLoop):
     Attributes:
         manager: Orbax's own, which keeps one step as the trainer does.
         turns: Turns so far.
-        stalls_s: The longest time from step to step in each of them.
+        stalls_s: The longest stall of a step in each of them.
     """
 
     manager: ocp.CheckpointManager
@@ -73,13 +74,19 @@ class SavingLoop(BareLoop):
             times.append(time.perf_counter())
         jax.block_until_ready(self.params)
         end = time.perf_counter()
-        self.stalls_s.append(longest(times))
+        self.stalls_s.append(longest_stall(times))
         return end - start
 
 
-def longest(times: Sequence[float]) -> float:
-    """Returns the longest time between two of the moments."""
-    return max(b - a for a, b in zip(times, times[1:], strict=False))
+def longest_stall(times: Sequence[float]) -> float:
+    """Returns by how much the longest time between two of the moments exceeds the usual one.
+
+    Example:
+        >>> longest_stall([0.0, 4.0, 5.0, 6.0, 7.0])
+        3.0
+    """
+    steps = [b - a for a, b in zip(times, times[1:], strict=False)]
+    return max(steps) - statistics.median(steps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,9 +131,11 @@ def lost(seconds: Sequence[float]) -> list[float]:
 
 
 def stalls_of(turns: Turns, times: Sequence[float]) -> list[float]:
-    """Returns the longest time between two steps in each of the trainer's turns."""
-    inside = [[a, *(t for t in times if a < t < b), b] for a, b in turns.spans]
-    return [longest(moments) for moments in inside]
+    """Returns the longest stall of a step in each of the trainer's turns.
+
+    At the end of a turn all steps that are under way are waited for; that is no stall.
+    """
+    return [longest_stall([a, *(t for t in times if a < t < b)]) for a, b in turns.spans]
 
 
 def steps_of_a_turn(task: Task, params: Any, seconds: float) -> int:
@@ -196,7 +205,7 @@ def measure(
             restored = restores(trainer, loop, repeats)
             for case, pairs in (
                 ("time lost to a save", Pairs(lost(turns.other_s), lost(turns.trainer_s))),
-                ("longest step", Pairs(bare_stalls, stalled)),
+                ("longest stall of a step", Pairs(bare_stalls, stalled)),
                 ("restore", restored),
             ):
                 rows.append(pairs.row("checkpoint", f"{size} MB, {case}", "s", 1.0, note=NOTE))

@@ -105,7 +105,7 @@ def test_the_rows_of_an_evaluation() -> None:
 def test_what_is_lost_to_a_save_is_the_difference_of_two_turns() -> None:
     seconds = [9.0, 9.0, 9.0, 5.0, 2.0, 7.0, 3.0]
     assert checkpoint.lost(seconds) == [3.0, 4.0]
-    assert checkpoint.longest([1.0, 2.0, 5.0, 6.0]) == 3.0
+    assert checkpoint.longest_stall([1.0, 2.0, 5.0, 6.0]) == 2.0
 
 
 @pytest.mark.slow
@@ -113,7 +113,7 @@ def test_the_rows_of_checkpoints() -> None:
     rows = checkpoint.measure(repeats=1, sizes=(1,), turn_s=0.2)
     assert [row.case for row in rows] == [
         "1 MB, time lost to a save",
-        "1 MB, longest step",
+        "1 MB, longest stall of a step",
         "1 MB, restore",
     ]
     assert all(row.bare is not None for row in rows)
