@@ -14,6 +14,7 @@ import zoo
 
 import xtrainer as xt
 from xtrainer.hooks import Hooks
+from xtrainer.loop import OpenRows
 from xtrainer.parallel import copy_tree
 from xtrainer.trainer.sources import Sources
 from xtrainer.types import HostMetrics
@@ -221,6 +222,7 @@ class Repeatable:
         trainer.state = copy_tree(state, jax.tree.map(lambda x: x.sharding, state))
         trainer.progress, trainer.sources = xt.Progress(), Sources()
         trainer.stop_reason, trainer.stop_detail, trainer.dataset = None, "", None
+        trainer.is_own_state, trainer.restored_rows, trainer.row_keeper = False, None, OpenRows()
         trainer.init_logger(logger)
         if folder is None:
             trainer.logger = Memory()

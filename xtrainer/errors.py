@@ -64,6 +64,31 @@ class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
     """No usable checkpoint where one was expected."""
 
 
+class CheckpointCorruptError(CheckpointError):
+    """A checkpoint that is damaged.
+
+    Args:
+        message: What is wrong with it.
+        step: Its step.
+    """
+
+    def __init__(self, message: str, step: int | None = None) -> None:
+        super().__init__(message)
+        self.step = step
+
+
+class NewerFormatError(CheckpointError):
+    """A checkpoint that only a newer xtrainer can read."""
+
+
+class CheckpointWriteError(CheckpointError, OSError):
+    """A checkpoint that could not be written."""
+
+
+class NoUsableCheckpointError(CheckpointError):
+    """There are checkpoints, and none of them can be used."""
+
+
 class PeerError(XTrainerError, RuntimeError):
     """Another process of the run has failed, or does not answer."""
 

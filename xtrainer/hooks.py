@@ -35,6 +35,15 @@ class Hooks:
     ) -> None:
         """Called after a validation with its metrics."""
 
+    def on_epoch_logged(self, mode: str, step_idx: int) -> None:
+        """Called when the row of an epoch or a validation was logged: what a save is to hold is
+        there now.
+
+        Args:
+            mode: ``"train_epoch"`` or ``"val"``.
+            step_idx: The step.
+        """
+
     def on_test_epoch_start(self, epoch_idx: int) -> None:
         """Called before a test."""
 

@@ -12,6 +12,7 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from xtrainer.checkpoint import CheckpointItems, CheckpointManager, gather_meta
+from xtrainer.checkpoint.commit import RunId, read_commit, seal
 from xtrainer.state import TrainState
 
 
@@ -89,6 +90,14 @@ def build_items(state: Any, **changes: Any) -> CheckpointItems:
     return CheckpointItems(state, gather_meta(state, **{**values, **changes}))
 
 
+def reseal(step_folder: Path) -> None:
+    """Writes the record of a step anew, as if what lies there now had been saved."""
+    commit = read_commit(step_folder)
+    (step_folder / "COMMIT.json").unlink()
+    run = RunId(commit.run_id, commit.attempt)
+    seal(step_folder, commit.step, run, lambda: commit.fingerprints)
+
+
 class Kit:
     """The builders above, reachable from tests without importing a conftest."""
 
@@ -99,6 +108,7 @@ class Kit:
     numpy = staticmethod(to_numpy)
     equal = staticmethod(equal)
     tree_of = staticmethod(tree_of)
+    reseal = staticmethod(reseal)
 
 
 @pytest.fixture

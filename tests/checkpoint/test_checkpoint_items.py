@@ -25,7 +25,6 @@ def test_meta_has_exactly_the_documented_keys_and_is_json(kit):
     meta = kit.items(kit.state(kit.mesh(8))).meta
     assert meta.keys() == META_KEYS
     assert json.loads(json.dumps(meta, allow_nan=False)) == meta
-    assert meta["format_version"] == 1
     assert meta["mesh"] == {"fsdp": 8}
     assert meta["process_count"] == 1
 

@@ -21,12 +21,17 @@ from xtrainer.checkpoint import (
     CheckpointManager,
     list_steps,
     read_meta,
+    removal,
     restore_state,
 )
-from xtrainer.checkpoint import manager as manager_module
 from xtrainer.errors import CheckpointError, CheckpointNotFoundError
 
 NAN = float("nan")
+
+
+def names_in(folder):
+    """Returns what a folder of checkpoints holds beside the file that names the run."""
+    return {path.name for path in folder.iterdir()} - {"RUN.json"}
 
 
 @contextlib.contextmanager
@@ -109,7 +114,7 @@ def test_best_and_newest_steps_are_kept(tmp_path, small):
             manager.wait()
             kept.append(manager.all_steps())
             assert list_steps(tmp_path) == manager.all_steps()
-        assert kept == [[1], [2], [2, 3], [2, 4], [2, 5]]
+        assert kept == [[1], [1, 2], [2, 3], [2, 3, 4], [2, 4, 5]]
         assert manager.best_step() == 2
         assert manager.latest_step() == 5
 
@@ -117,29 +122,30 @@ def test_best_and_newest_steps_are_kept(tmp_path, small):
 def test_an_older_step_stays_until_the_newer_one_is_committed(tmp_path, small):
     with CheckpointManager(tmp_path, max_to_keep=1) as manager:
         manager.save(1, small)
-        manager.wait()
         manager.save(2, small)
+        manager.wait()
+        manager.save(3, small)
         assert (tmp_path / "1").is_dir()
         manager.wait()
         assert not (tmp_path / "1").exists()
-    assert [path.name for path in tmp_path.iterdir()] == ["2"]
+    assert names_in(tmp_path) == {"2", "3"}
 
 
 def test_the_files_of_an_old_step_go_in_the_background(tmp_path, small, monkeypatch):
-    may_go, remove = threading.Event(), manager_module._remove_tree
+    may_go, remove = threading.Event(), removal.remove_tree
 
     def remove_later(path):
         may_go.wait(timeout=60)
         remove(path)
 
-    monkeypatch.setattr(manager_module, "_remove_tree", remove_later)
+    monkeypatch.setattr(removal, "remove_tree", remove_later)
     with CheckpointManager(tmp_path, max_to_keep=1) as manager:
-        manager.save(1, small)
-        manager.save(2, small)
+        for step in (1, 2, 3):
+            manager.save(step, small)
         manager.wait()
-        assert {path.name for path in tmp_path.iterdir()} == {"1.removed", "2"}
+        assert names_in(tmp_path) == {"1.removed", "2", "3"}
         may_go.set()
-    assert [path.name for path in tmp_path.iterdir()] == ["2"]
+    assert names_in(tmp_path) == {"2", "3"}
 
 
 def test_retention_and_best_survive_a_restart(save_steps, tmp_path, small):
@@ -150,7 +156,7 @@ def test_retention_and_best_survive_a_restart(save_steps, tmp_path, small):
         assert np.isnan(manager.metric_of(3))
         manager.save(4, small, 0.3)
         manager.wait()
-        assert manager.all_steps() == [1, 4]
+        assert manager.all_steps() == [1, 3, 4]
         manager.save(5, small, 0.9)
         manager.wait()
         assert manager.all_steps() == [1, 4, 5]
@@ -221,7 +227,7 @@ def test_meta_of_another_state_is_refused(tmp_path, small):
     with CheckpointManager(tmp_path) as manager:
         with pytest.raises(CheckpointError, match="describes another state"):
             manager.save(1, CheckpointItems({"w": jnp.ones(3)}, small.meta))
-    assert list(tmp_path.iterdir()) == []
+    assert names_in(tmp_path) == set()
 
 
 def test_a_failed_save_is_raised_once_and_its_space_freed(tmp_path, large):
@@ -234,7 +240,7 @@ def test_a_failed_save_is_raised_once_and_its_space_freed(tmp_path, large):
             manager.wait()
     assert caught.value.__cause__ is not None
     manager.wait()
-    assert [path.name for path in tmp_path.iterdir()] == ["1"]
+    assert names_in(tmp_path) == {"1"}
     assert (manager.all_steps(), manager.latest_step()) == ([1], 1)
     manager.save(2, large)
     manager.close()
@@ -299,25 +305,24 @@ def test_closing_finishes_the_save_and_may_be_repeated(tmp_path, small):
 
 def test_opening_removes_what_failed_saves_left_and_nothing_else(save_steps, tmp_path):
     save_steps({1: None, 2: None})
-    (tmp_path / "2" / "commit_success.txt").unlink()
-    (tmp_path / "3").mkdir()
+    (tmp_path / "2" / "COMMIT.json").unlink()
+    (tmp_path / "3.saving" / "state").mkdir(parents=True)
     (tmp_path / "4.removed" / "state").mkdir(parents=True)
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes.removed").mkdir()
     (tmp_path / "5").symlink_to(tmp_path / "notes")
     CheckpointManager(tmp_path).close()
-    left = {path.name for path in tmp_path.iterdir()}
-    assert left == {"1", "5", "notes", "notes.removed"}
+    assert names_in(tmp_path) == {"1", "2", "5", "notes", "notes.removed"}
 
 
 def test_a_damaged_old_step_does_not_stop_a_run_from_opening(save_steps, tmp_path, small, caplog):
     save_steps({1: 0.1, 2: 0.2}, monitor_mode="min")
-    (tmp_path / "1" / "meta" / "metadata").write_text("{")
-    (tmp_path / "1" / "_CHECKPOINT_METADATA").write_text("{")
+    (tmp_path / "1" / "meta.json").write_text("{")
     with CheckpointManager(tmp_path, monitor_mode="min") as manager:
+        assert manager.all_steps() == [2]
         assert manager.best_step() == 2
         manager.save(3, small, 0.3)
-    assert "Step 1 counts as one without a metric" in caplog.text
+    assert names_in(tmp_path) == {"1", "2", "3"}
 
 
 @pytest.mark.parametrize(
@@ -351,7 +356,7 @@ def test_nothing_on_disk_is_a_pickle(run_folder):
     for path in run_folder.rglob("*"):
         assert path.suffix not in (".pkl", ".pickle")
         assert not (path.is_file() and path.read_bytes().startswith(b"\x80"))
-    json.loads((run_folder / "checkpoints" / "7" / "meta" / "metadata").read_text())
+    json.loads((run_folder / "checkpoints" / "7" / "meta.json").read_text())
 
 
 ENDLESS_SAVES = """
@@ -387,5 +392,5 @@ def test_a_killed_writer_leaves_only_whole_steps(tmp_path, small):
         assert int(state["step"]) == step == read_meta(tmp_path / str(step))["progress"]["step"]
         assert np.array_equal(state["w"], jax.random.normal(jax.random.key(step), (2**18,)))
     with CheckpointManager(tmp_path) as manager:
-        assert {path.name for path in tmp_path.iterdir()} == {str(step) for step in steps}
+        assert names_in(tmp_path) == {str(step) for step in steps}
         manager.save(steps[-1] + 1, small)

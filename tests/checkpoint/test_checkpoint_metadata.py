@@ -7,14 +7,15 @@ import pytest
 
 from xtrainer.checkpoint import CheckpointManager, find_step, list_steps, read_meta, read_metric
 from xtrainer.checkpoint.metadata import best_of, steps_to_keep
-from xtrainer.errors import CheckpointError, CheckpointNotFoundError
+from xtrainer.errors import CheckpointCorruptError, CheckpointError, CheckpointNotFoundError
 
 NAN, INF = float("nan"), float("inf")
 
 
-def edit_meta(step_folder, **changes):
-    path = step_folder / "meta" / "metadata"
+def edit_meta(kit, step_folder, **changes):
+    path = step_folder / "meta.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    kit.reseal(step_folder)
 
 
 def test_steps_are_listed_in_numerical_order(save_steps):
@@ -35,7 +36,7 @@ def test_only_committed_folders_with_plain_numbers_are_steps(save_steps, tmp_pat
     assert list_steps(folder) == [4]
 
 
-@pytest.mark.parametrize("lost", ["commit_success.txt", "state/commit_success.txt", "meta"])
+@pytest.mark.parametrize("lost", ["COMMIT.json", "meta.json", "state", "state/manifest.ocdbt"])
 def test_a_copy_that_stopped_half_way_is_no_step(save_steps, lost):
     folder = save_steps({4: None, 5: None})
     path = folder / "5" / lost
@@ -52,36 +53,33 @@ def test_meta_comes_back_as_it_was_saved(save_steps, small):
 def test_reading_meta_of_no_step_says_what_is_there(save_steps):
     folder = save_steps({4: None})
     (folder / "5").mkdir()
-    with pytest.raises(CheckpointNotFoundError, match="holds: 4, 5; its committed steps: 4"):
+    with pytest.raises(CheckpointNotFoundError, match="4, 5, RUN.json; its committed steps: 4"):
         read_meta(folder / "5")
 
 
 @pytest.mark.parametrize("damage", [b"", b'{"progress": ', b"\xff\xfe", b"[" * 100_000])
-def test_damaged_meta_is_one_clear_error(save_steps, damage):
+def test_damaged_meta_is_one_clear_error(save_steps, kit, damage):
     step_folder = save_steps({4: None}) / "4"
-    (step_folder / "meta" / "metadata").write_bytes(damage)
+    (step_folder / "meta.json").write_bytes(damage)
+    with pytest.raises(CheckpointCorruptError, match="found a damaged checkpoint: meta.json has"):
+        read_meta(step_folder)
+    kit.reseal(step_folder)
     with pytest.raises(CheckpointError, match="cannot be read"):
         read_meta(step_folder)
 
 
-def test_meta_of_a_newer_format_is_refused(save_steps):
+@pytest.mark.parametrize("content", ["[]", "{}", '{"progress": 1}'])
+def test_meta_that_is_something_else_is_refused(save_steps, kit, content):
     step_folder = save_steps({4: None}) / "4"
-    edit_meta(step_folder, format_version=2)
-    with pytest.raises(CheckpointError, match="format_version 2, expected at most 1"):
+    (step_folder / "meta.json").write_text(content)
+    kit.reseal(step_folder)
+    with pytest.raises(CheckpointError, match="expected all of it"):
         read_meta(step_folder)
 
 
-@pytest.mark.parametrize("content", ["[]", '{"format_version": 1}', '{"format_version": "1"}'])
-def test_meta_that_is_something_else_is_refused(save_steps, content):
-    step_folder = save_steps({4: None}) / "4"
-    (step_folder / "meta" / "metadata").write_text(content)
-    with pytest.raises(CheckpointError, match="expected all of them"):
-        read_meta(step_folder)
-
-
-def test_a_metric_that_is_no_number_is_refused(save_steps):
+def test_a_metric_that_is_no_number_is_refused(save_steps, kit):
     step_folder = save_steps({4: 0.5}, monitor_mode="min") / "4"
-    edit_meta(step_folder, metric=[1])
+    edit_meta(kit, step_folder, metric=[1])
     with pytest.raises(CheckpointError, match="metric: found"):
         read_metric(step_folder)
 
@@ -112,10 +110,11 @@ def test_only_finite_metrics_rank(metrics, mode, expected):
     [
         ({1: 5.0, 2: 1.0, 3: 4.0}, None, "min", {1, 2, 3}),
         ({1: 5.0, 2: 1.0, 3: 4.0}, 1, "min", {2, 3}),  # the newest besides the best
-        ({1: 5.0, 2: 1.0, 3: 4.0}, 1, "max", {1, 3}),
+        ({1: 5.0, 2: 1.0, 3: 4.0}, 1, "max", {1, 2, 3}),  # the newest two
+        ({1: 5.0, 2: 1.0, 3: 4.0, 4: 3.0}, 1, "max", {1, 3, 4}),
         ({1: 5.0, 2: 1.0, 3: NAN}, 1, "min", {2, 3}),  # NaN is newest, not best
-        ({1: 0.5, 2: NAN, 3: NAN, 4: NAN}, 2, "min", {1, 4}),  # NaN evicts no finite one
-        ({1: 0.5, 2: -INF, 3: 0.4}, 2, "min", {1, 3}),
+        ({1: 0.5, 2: NAN, 3: NAN, 4: NAN}, 2, "min", {1, 3, 4}),  # NaN evicts no finite one
+        ({1: 0.5, 2: -INF, 3: 0.4, 4: 0.6}, 2, "min", {1, 3, 4}),
         ({1: None, 2: None, 3: None}, 2, "min", {2, 3}),
         ({1: 0.1, 2: 0.2, 3: 0.3}, 2, None, {2, 3}),
         ({}, 2, "min", set()),
@@ -141,7 +140,7 @@ def test_best_on_disk_follows_the_mode_of_the_run(save_steps):
 
 def test_best_on_disk_passes_over_an_unreadable_step(save_steps):
     folder = save_steps({1: 0.1, 2: 0.2, 3: 0.0}, monitor_mode="min")
-    (folder / "3" / "meta" / "metadata").write_text("{")
+    (folder / "3" / "meta.json").write_text("{")
     assert find_step(folder, "best").name == "1"
 
 

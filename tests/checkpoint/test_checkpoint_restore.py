@@ -247,6 +247,7 @@ def test_damaged_arrays_are_one_clear_error(kit, run_folder, tmp_path, damage, p
     step_folder = tmp_path / "7"
     shutil.copytree(find_step(run_folder), step_folder)
     damage(step_folder / "state")
+    kit.reseal(step_folder)
     template = kit.template(kit.mesh(8))
     with pytest.raises(CheckpointError, match="7: the state cannot be read") as caught:
         if partial:

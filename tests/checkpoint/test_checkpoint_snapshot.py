@@ -13,8 +13,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from xtrainer.checkpoint import CheckpointManager, restore_state
-from xtrainer.checkpoint import manager as manager_module
 from xtrainer.checkpoint import snapshot as snapshot_module
+from xtrainer.checkpoint.backend import ArrayWriter
 from xtrainer.checkpoint.shards import shards_of
 from xtrainer.checkpoint.snapshot import HostCopy, free_bytes
 from xtrainer.errors import CheckpointError
@@ -76,15 +76,15 @@ def no_leaf_is_small(request, monkeypatch):
 @pytest.fixture
 def handed(monkeypatch):
     """The states given to Orbax, each held as a writer holds it that never comes to an end."""
-    states, held, start = [], [], manager_module.start_save
+    states, held, start = [], [], ArrayWriter.start
 
-    def start_save(manager, step, state, meta):
+    def start_save(writer, step_folder, state):
         states.append(state)
         parts = [part for leaf in jax.tree.leaves(state) for _, part in shards_of(leaf)]
         held.extend((part, np.asarray(part)) for part in parts)
-        return start(manager, step, state, meta)
+        return start(writer, step_folder, state)
 
-    monkeypatch.setattr(manager_module, "start_save", start_save)
+    monkeypatch.setattr(ArrayWriter, "start", start_save)
     return states
 
 

@@ -7,6 +7,7 @@ import probes
 import pytest
 
 import xtrainer as xt
+from xtrainer.checkpoint import list_steps
 from xtrainer.loop import StopReason
 
 VAL = probes.numbered(2, first=100)
@@ -203,7 +204,7 @@ def test_what_is_due_at_the_step_of_a_stop_is_done(stage: probes.Repeatable, tmp
     )
     results = trainer.train_model(probes.numbered(5), VAL, num_epochs=1)
     assert list(results) == ["val_step_2"]
-    assert [path.name for path in tmp_path.iterdir()] == ["2"]
+    assert list_steps(tmp_path) == [2]
     assert recorder.at("on_training_step") == [(1, 1), (1, 2)]
 
 

@@ -216,24 +216,30 @@ on_training_log 1
 on_training_log 2
 on_validation_epoch_start 1 2
 on_validation_epoch_end 1 2
+on_epoch_logged val 2
 on_training_step 1 2
 on_training_step 1 3
 on_training_log 3
 on_training_epoch_end 1
+on_epoch_logged train_epoch 3
 on_validation_epoch_start 1 3
 on_validation_epoch_end 1 3
+on_epoch_logged val 3
 on_training_epoch_start 2
 on_training_log 4
 on_validation_epoch_start 2 4
 on_validation_epoch_end 2 4
+on_epoch_logged val 4
 on_training_step 2 4
 on_training_step 2 5
 on_training_log 5
 on_training_log 6
 on_validation_epoch_start 2 6
 on_validation_epoch_end 2 6
+on_epoch_logged val 6
 on_training_step 2 6
 on_training_epoch_end 2
+on_epoch_logged train_epoch 6
 on_training_end
 on_test_epoch_start 2
 on_test_epoch_end 2

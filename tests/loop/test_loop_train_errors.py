@@ -12,6 +12,7 @@ import pytest
 import zoo
 
 import xtrainer as xt
+from xtrainer.checkpoint import list_steps
 from xtrainer.errors import BatchError, XTrainerError
 from xtrainer.loop import StopReason
 from xtrainer.types import HostMetrics
@@ -77,12 +78,12 @@ def test_the_save_under_way_is_finished_and_usable(
     trainer = stage.begin(saving, failing(hook, call))
     with pytest.raises(Planted):
         train(trainer)
-    saved = [int(path.name) for path in tmp_path.iterdir()]
-    assert len(saved) == 1
+    saved = list_steps(tmp_path)
+    assert 1 <= len(saved) <= 2
     trainer = stage.begin(saving)
-    assert trainer.load_model() == trainer.global_step == saved[0] > 0
+    assert trainer.load_model() == trainer.global_step == saved[-1] > 0
     twin = stage.begin()
-    twin.train_model(probes.numbered(4), num_train_steps=saved[0])
+    twin.train_model(probes.numbered(4), num_train_steps=saved[-1])
     zoo.assert_same(trainer.state.params, twin.state.params)
 
 
@@ -130,7 +131,7 @@ def test_an_error_of_the_loader_is_raised_with_its_place(
     assert f"while reading batch {batch} of the 'train' loader" in caught.value.__notes__
     assert_closed(trainer)
     assert trainer.global_step == batch - 1
-    assert [int(path.name) for path in tmp_path.iterdir()] == [batch - 1][: batch - 1]
+    assert list_steps(tmp_path) == list(range(1, batch))[-2:]
 
 
 def test_an_error_of_the_validation_loader_is_raised(stage: probes.Repeatable) -> None:

@@ -52,9 +52,9 @@ def plain() -> probes.Repeatable:
     return probes.Repeatable(zoo.make_trainer(mesh=zoo.devices(1)))
 
 
-def train(trainer: Any, make: Any = lambda: zoo.loader(64, shuffle=True, seed=7)) -> Any:
-    test = zoo.loader(21)
-    return trainer.train_model(make(), zoo.loader(24), test, num_train_steps=STEPS)
+def train(trainer: Any, stop: int = STEPS, **options: Any) -> Any:
+    loader, test = zoo.loader(64, shuffle=True, seed=7), zoo.loader(21)
+    return trainer.train_model(loader, zoo.loader(24), test, num_train_steps=stop, **options)
 
 
 @pytest.fixture(scope="module")
@@ -157,13 +157,15 @@ def test_an_older_step_is_gone_on_from_in_another_folder(
     assert zoo.rows_of(tmp_path / "other", "train") == {s: rows[s] for s in range(3, STEPS + 1)}
 
 
-def test_training_over_later_steps_is_refused(
-    stage: probes.Repeatable, runs: SimpleNamespace
+def test_a_new_trainer_goes_on_by_itself(
+    stage: probes.Repeatable, runs: SimpleNamespace, tmp_path: Path
 ) -> None:
-    before = zoo.files_in(runs.folder / "whole" / "checkpoints")
-    with pytest.raises(ValueError, match=r"found checkpoints of the steps .* Call load_model"):
-        train(begin(stage, runs.folder / "whole"))
-    assert zoo.files_in(runs.folder / "whole" / "checkpoints") == before
+    train(begin(stage, tmp_path), stop=4)
+    again = begin(stage, tmp_path)
+    train(again)
+    probes.assert_same_course(probes.learned(again), runs.end)
+    for mode in ("train", "val"):
+        assert zoo.rows_of(tmp_path, mode) == zoo.rows_of(runs.folder / "whole", mode)
 
 
 def test_a_run_that_is_done_does_nothing_when_it_is_begun_again(

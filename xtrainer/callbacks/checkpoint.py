@@ -1,5 +1,6 @@
 """When is the state saved? After validations, every so many steps, and at the end."""
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,9 +8,12 @@ from typing import Any, Literal
 
 from xtrainer.callbacks.base import Callback, CallbackConfig
 from xtrainer.callbacks.view import CallbackTrainer
-from xtrainer.checkpoint import CheckpointManager
-from xtrainer.errors import CheckpointError, MetricError, did_you_mean
+from xtrainer.checkpoint import CheckpointManager, describe_leaves
+from xtrainer.errors import CheckpointWriteError, MetricError, did_you_mean
+from xtrainer.launch import process_count
 from xtrainer.types import HostMetrics
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +37,13 @@ class ModelCheckpointConfig(CallbackConfig):
     """Save the position of the loaders."""
     enable_async_checkpointing: bool = True
     """Write while training goes on."""
+    save_on_start: bool = False
+    """Save before the first step, where no checkpoint of it is there."""
+    save_on_exception: bool = False
+    """Save when an error ends the run; of a single process only, since others may be gone."""
+    max_failed_saves: int = 0
+    """Saves in a row that may fail, on a full disk for example, before the run is ended. Each is
+    told as an error, and older checkpoints stay."""
     log_path: str | None = None
     """Folder of the checkpoints; None: ``checkpoints`` in the run folder."""
 
@@ -45,6 +56,8 @@ class ModelCheckpointConfig(CallbackConfig):
         found = super().problems()
         if self.max_to_keep is not None and self.max_to_keep < 1:
             found.append(f"max_to_keep: found {self.max_to_keep}, expected >= 1, or None for all.")
+        if self.max_failed_saves < 0:
+            found.append(f"max_failed_saves: found {self.max_failed_saves}, expected >= 0.")
         return found
 
 
@@ -65,6 +78,8 @@ class ModelCheckpoint(Callback):
         self.folder = self.own_folder(config.log_path, "checkpoints")
         self._manager: CheckpointManager | None = None
         self._saved_step: int | None = None
+        self._wanted: HostMetrics | None = None
+        self._failures = 0
 
     @property
     def monitored(self) -> str | None:
@@ -78,34 +93,37 @@ class ModelCheckpoint(Callback):
         return (self.config.monitor or "").startswith("train/") or not self.trainer.has_validation
 
     def on_training_start(self) -> None:
-        """Opens the folder.
+        """Opens the folder, and sets steps aside that are later than where training starts.
 
         Raises:
-            CheckpointError: If it holds later steps than the one training starts from.
+            CheckpointError: If the state cannot be saved at all.
         """
+        describe_leaves(self.trainer.state)  # told now rather than at the first save
         manager, step = self._open(), self.trainer.progress.step
-        later = [other for other in manager.all_steps() if other > step]
-        if later:
-            raise CheckpointError(
-                f"{self.folder}: found checkpoints of the steps {later}, while training would "
-                f"start from step {step}. Call load_model() to go on from the newest, or choose "
-                "another folder with LoggerConfig(log_path=...)."
-            )
+        manager.supersede_after(step)
         self._saved_step = manager.latest_step()
+        if self.config.save_on_start and self._saved_step != step:
+            self._save(None, step)
 
     def on_validation_epoch_end(
         self, eval_metrics: HostMetrics, epoch_idx: int, step_idx: int
     ) -> None:
-        """Saves with the validation's metrics."""
+        """Remembers the validation's metrics for the save that follows its row."""
         if not self.monitors_training:
-            self._save(eval_metrics, step_idx)
+            self._wanted = eval_metrics
 
     def on_training_epoch_end(self, train_metrics: HostMetrics, epoch_idx: int) -> None:
-        """Saves with the epoch's metrics where no validation is monitored."""
+        """Remembers the epoch's metrics where no validation is monitored."""
         if self.monitors_training:
             # An epoch whose last step was taken by an earlier call has only its time.
             measured = train_metrics.keys() - {"epoch_time_s"}
-            self._save(train_metrics if measured else None, self.trainer.progress.step)
+            self._wanted = train_metrics if measured else {}
+
+    def on_epoch_logged(self, mode: str, step_idx: int) -> None:
+        """Saves what was due; the row is in the logs then, and so need not be logged again."""
+        wanted, self._wanted = self._wanted, None
+        if wanted is not None:
+            self._save(wanted or None, step_idx)
 
     def on_training_step(self, step_metrics: HostMetrics, epoch_idx: int, step_idx: int) -> None:
         """Saves by steps."""
@@ -126,9 +144,21 @@ class ModelCheckpoint(Callback):
         return (hook.startswith("on_validation") and within_epoch) or super().is_due(hook, args)
 
     def on_training_end(self) -> None:
-        """Saves the last step."""
+        """Saves the last step.
+
+        Raises:
+            CheckpointError: If a save has failed, this one or one before it.
+        """
         if self.config.save_last and self.trainer.progress.step > 0:
             self._save(None, self.trainer.progress.step)
+        self._open().wait()
+
+    def on_exception(self, error: BaseException) -> None:
+        """Saves the last good step where that is asked for."""
+        step = self.trainer.progress.step
+        wanted = self.config.save_on_exception and process_count() == 1
+        if wanted and step > 0 and step != self._saved_step:
+            self._save(None, step)
 
     def finalize(self, status: str) -> None:
         """Finishes the save under way and closes the folder."""
@@ -159,11 +189,7 @@ class ModelCheckpoint(Callback):
             self._remember_best(value, step)
         config = self.config
         if step != self._saved_step:
-            items = self.trainer.gather_checkpoint(
-                config.save_optimizer_state, config.save_dataloader_state, metrics or {}
-            )
-            self._open().save(step, items, value)
-            self._saved_step = step
+            self._start_save(step, metrics or {}, value)
         elif value is not None:  # saved by steps, before its metrics were known
             self._open().rank(step, value)
         if metrics is not None and self.monitored is not None and value is None:
@@ -171,6 +197,37 @@ class ModelCheckpoint(Callback):
                 f"ModelCheckpoint monitors {config.monitor!r}, which is not among the metrics of "
                 f"step {step} (saved without it). {did_you_mean(self.monitored, metrics)}"
             )
+
+    def _start_save(self, step: int, metrics: HostMetrics, value: float | None) -> None:
+        config, manager = self.config, self._open()
+        items = self.trainer.gather_checkpoint(
+            config.save_optimizer_state, config.save_dataloader_state, metrics
+        )
+        try:
+            manager.wait()
+            self._failures = 0
+        except CheckpointWriteError as error:
+            self._count_failure(error)
+        try:
+            manager.save(step, items, value)
+        except CheckpointWriteError as error:
+            self._count_failure(error)
+        else:
+            self._saved_step = step
+            manager.when_failed(self._stop_for_failure)
+
+    def _count_failure(self, error: CheckpointWriteError) -> None:
+        """Raises the error of a save, or reports it where some may fail."""
+        self._failures += 1
+        self._saved_step = self._open().latest_step()
+        if self._failures > self.config.max_failed_saves:
+            raise error
+        _LOG.error("%s", error)
+
+    def _stop_for_failure(self) -> None:
+        """Ends the run at the next step, which then reports why; called by another thread."""
+        if self._failures >= self.config.max_failed_saves:
+            self.trainer.request_stop()
 
     def _remember_best(self, value: float, step: int) -> None:
         progress, name = self.trainer.progress, str(self.config.monitor)

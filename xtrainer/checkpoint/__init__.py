@@ -17,18 +17,25 @@ JSON; nothing is pickled and nothing in a checkpoint is executed.
 from xtrainer.checkpoint.items import CheckpointItems, check_json, describe_leaves, gather_meta
 from xtrainer.checkpoint.manager import CheckpointManager
 from xtrainer.checkpoint.metadata import find_step, list_steps, read_meta, read_metric
+from xtrainer.checkpoint.migrate import migrate
+from xtrainer.checkpoint.removal import set_aside
 from xtrainer.checkpoint.restore import restore_partial, restore_state
+from xtrainer.checkpoint.usable import Choice, choose_usable
 
 __all__ = [
     "CheckpointItems",
     "CheckpointManager",
+    "Choice",
     "check_json",
+    "choose_usable",
     "describe_leaves",
     "find_step",
     "gather_meta",
     "list_steps",
+    "migrate",
     "read_meta",
     "read_metric",
     "restore_partial",
     "restore_state",
+    "set_aside",
 ]

@@ -3,53 +3,47 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xtrainer.types import JSON, PyTree
+from xtrainer.types import PyTree
 
 if TYPE_CHECKING:  # importing Orbax takes as long as importing JAX
-    import orbax.checkpoint as ocp
+    pass
 
 STATE_ITEM = "state"
-META_ITEM = "meta"
-COMMIT_FILE = "commit_success.txt"
-META_FILE = "metadata"
-RANK_FILE = "rank.json"
-"""A metric that became known after its step was saved."""
-SAVE_ENTRIES = frozenset({STATE_ITEM, META_ITEM, COMMIT_FILE, RANK_FILE, "_CHECKPOINT_METADATA"})
-"""Everything a save puts into a step folder."""
+"""The folder of a step that the arrays are in."""
+SAVE_LIMIT_S = 1800
+"""How long a save may take before it counts as failed."""
 
 
-def open_manager(folder: Path, async_save: bool) -> "ocp.CheckpointManager":
-    """Returns Orbax's writing manager of a folder that exists.
+class ArrayWriter:
+    """Writes the arrays of a state, in the background.
 
-    Steps become visible by a commit file, so that an empty or half-copied folder is no step.
-    Orbax keeps every step: what is deleted, and when, is decided in ``manager.py``. Arrays are
-    written as they are: compressing took most of the processor time of a save, which training
-    shares, and half of that of a restore, and made random float32 numbers 8 % smaller.
+    Arrays are written as they are: compressing took most of the processor time of a save, which
+    training shares, and half of that of a restore, and made random float32 numbers 8 % smaller.
     """
-    import orbax.checkpoint as ocp
-    from orbax.checkpoint.options import AtomicityMode, AtomicityOptions
 
-    options = ocp.CheckpointManagerOptions(
-        atomicity_options=AtomicityOptions(mode=AtomicityMode.COMMIT_FILE),
-        enable_async_checkpointing=async_save,
-        lightweight_initialize=True,  # what Orbax notes about a step is not used
-    )
-    handlers = {
-        STATE_ITEM: ocp.PyTreeCheckpointHandler(use_compression=False),
-        META_ITEM: ocp.JsonCheckpointHandler(),
-    }
-    return ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
+    def __init__(self) -> None:
+        import orbax.checkpoint as ocp
+        from orbax.checkpoint.options import AtomicityMode, AtomicityOptions
 
+        self._checkpointer: ocp.AsyncCheckpointer = ocp.AsyncCheckpointer(
+            ocp.PyTreeCheckpointHandler(use_compression=False),
+            timeout_secs=SAVE_LIMIT_S,
+            atomicity_options=AtomicityOptions(mode=AtomicityMode.COMMIT_FILE),
+        )
 
-def start_save(manager: "ocp.CheckpointManager", step: int, state: PyTree, meta: JSON) -> bool:
-    """Begins one save; returns whether Orbax took it.
+    def start(self, step_folder: Path, state: PyTree) -> None:
+        """Begins to write a state into a step's folder, which every process of a run does."""
+        import orbax.checkpoint as ocp
 
-    ``force`` skips Orbax's own rule, which refuses steps below the latest without an error.
-    """
-    import orbax.checkpoint as ocp
+        self._checkpointer.save(step_folder / STATE_ITEM, args=ocp.args.PyTreeSave(state))
 
-    items = {STATE_ITEM: ocp.args.PyTreeSave(state), META_ITEM: ocp.args.JsonSave(meta)}
-    return manager.save(step, args=ocp.args.Composite(**items), force=True)
+    def wait(self) -> None:
+        """Waits for what was begun; raises what has gone wrong with it."""
+        self._checkpointer.wait_until_finished()
+
+    def close(self) -> None:
+        """Releases threads."""
+        self._checkpointer.close()
 
 
 def read_state(step_folder: Path, template: PyTree) -> PyTree:

@@ -1,10 +1,14 @@
 """What does one step hold? The state, and everything else as JSON, saved as one unit."""
 
+import functools
 import importlib.metadata
 import math
 import platform
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,13 +17,10 @@ from xtrainer.errors import CheckpointError
 from xtrainer.tree import path_str
 from xtrainer.types import JSON, HostMetrics, PyTree
 
-FORMAT_VERSION = 1
-"""Raised by one whenever an older xtrainer could no longer read what is written."""
-
 META_KEYS = frozenset(
     {
         "progress", "loaders", "callbacks", "config", "batch_spec", "versions", "mesh",
-        "process_count", "metrics", "leaves", "format_version",
+        "process_count", "metrics", "leaves", "loggers", "rows", "ledger", "git",
     }
 )  # fmt: skip
 
@@ -63,6 +64,9 @@ def gather_meta(
     batch_spec: JSON,
     mesh: jax.sharding.Mesh,
     metrics: HostMetrics,
+    loggers: JSON = None,
+    rows: JSON = None,
+    ledger: JSON = None,
 ) -> dict[str, JSON]:
     """Returns everything about a step that is not an array.
 
@@ -75,6 +79,9 @@ def gather_meta(
         batch_spec: Shapes and dtypes of a batch.
         mesh: The mesh of the run; its axis sizes are recorded.
         metrics: The newest metrics; NaN and infinities are kept as text, JSON has none.
+        loggers: How far each logger has come.
+        rows: The metrics of steps that no row holds yet, and the newest ones.
+        ledger: Seconds of the run so far, by what they were spent on.
 
     Raises:
         CheckpointError: If a value is not JSON or the state cannot be saved; names the path.
@@ -90,7 +97,10 @@ def gather_meta(
         "process_count": jax.process_count(),
         "metrics": {name: float_to_json(value) for name, value in metrics.items()},
         "leaves": describe_leaves(state),
-        "format_version": FORMAT_VERSION,
+        "loggers": loggers or {},
+        "rows": rows,
+        "ledger": ledger or {},
+        "git": git_revision(),
     }
     check_json(meta, "meta")
     return meta
@@ -105,6 +115,28 @@ def library_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:  # run from a source tree
             versions[package] = "unknown"
     return versions
+
+
+@functools.cache
+def git_revision() -> str | None:
+    """Returns the commit of the program that runs, None where it is in no repository of git.
+
+    A program whose folder has changes that are not committed has a ``+`` behind it.
+    """
+    path = getattr(sys.modules.get("__main__"), "__file__", None)
+    folder = Path(path).resolve().parent if path else Path.cwd()
+
+    def ask(*command: str) -> str | None:
+        asked = ["git", "-C", str(folder), *command]
+        try:
+            said = subprocess.run(asked, capture_output=True, text=True, timeout=5, check=False)
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return said.stdout.strip() if said.returncode == 0 else None
+
+    revision = ask("rev-parse", "HEAD")
+    changed = revision and ask("status", "--porcelain", "--untracked-files=no")
+    return f"{revision}+" if changed else revision
 
 
 def describe_leaves(state: PyTree) -> dict[str, JSON]:

@@ -5,33 +5,65 @@ import logging
 import operator
 import os
 import shutil
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import get_args
+from typing import NamedTuple, get_args
 
 import jax
 
-from xtrainer.checkpoint.backend import COMMIT_FILE, SAVE_ENTRIES, open_manager, start_save
-from xtrainer.checkpoint.items import CheckpointItems, describe_leaves, float_to_json
+from xtrainer.checkpoint.backend import ArrayWriter
+from xtrainer.checkpoint.commit import RunId, begin_attempt, reached, seal
+from xtrainer.checkpoint.durable import rename, write_json
+from xtrainer.checkpoint.fingerprint import Pending, finish_fingerprints, start_fingerprints
+from xtrainer.checkpoint.items import (
+    CheckpointItems,
+    describe_leaves,
+    float_from_json,
+    float_to_json,
+)
 from xtrainer.checkpoint.metadata import (
+    META_FILE,
     METRIC_KEY,
     MODE_KEY,
     STEP_KEY,
     MonitorMode,
     best_of,
-    is_step,
     list_steps,
     read_metric,
-    step_of,
     steps_to_keep,
     write_rank,
 )
+from xtrainer.checkpoint.removal import (
+    clean,
+    remove_step,
+    remove_superseded,
+    remove_tree,
+    saving_folder,
+    supersede,
+)
 from xtrainer.checkpoint.snapshot import HostCopy
-from xtrainer.errors import CheckpointError, CheckpointNotFoundError
+from xtrainer.errors import CheckpointError, CheckpointNotFoundError, CheckpointWriteError
+from xtrainer.launch import broadcast, gather, is_main_process
+from xtrainer.types import JSON
 
 _log = logging.getLogger(__name__)
-_REMOVED = ".removed"
+
+
+class _Save(NamedTuple):
+    """A save under way.
+
+    Attributes:
+        step: Its step.
+        metric: What it is ranked by.
+        done: Ends when the step is committed, or with what went wrong.
+    """
+
+    step: int
+    metric: float | None
+    done: Future[None]
 
 
 class CheckpointManager:
@@ -39,10 +71,12 @@ class CheckpointManager:
 
     A save that is still under way is no step: it appears in :meth:`all_steps` after the next
     :meth:`wait`, :meth:`save` or :meth:`close`, and an older step is removed only after that.
+    Every process of a run makes one and calls it alike.
 
     Args:
         folder: Made if it is not there. What failed or killed saves left in it is removed.
-        max_to_keep: Steps kept by rank, at least 1; the newest is kept besides. None keeps all.
+        max_to_keep: Steps kept by rank, at least 1; the newest two are kept besides, so that there
+            is one to fall back to. None keeps all.
         monitor_mode: Whether the best metric is the smallest or the largest; None ranks steps by
             newness.
         async_save: Return from :meth:`save` once the arrays are copied, and write meanwhile. On the
@@ -72,21 +106,37 @@ class CheckpointManager:
         self.max_to_keep = max_to_keep
         self.monitor_mode: MonitorMode | None = monitor_mode
         self.async_save = async_save
-        self._pending: tuple[int, float | None] | None = None
+        self._save: _Save | None = None
         self._closed = False
         self._copy = HostCopy()
+        self._metrics, self._run = self._open()
+        self._arrays = ArrayWriter()
+        self._committer = ThreadPoolExecutor(1, thread_name_prefix="commit-checkpoint")
         self._remover = ThreadPoolExecutor(1, thread_name_prefix="remove-checkpoint")
-        try:
-            if _writes_files():
+
+    def _open(self) -> tuple[dict[int, float | None], RunId]:
+        """Returns the metric of each step in the folder, and the run; the main process looks."""
+        found: dict[str, JSON] = {}
+        if is_main_process():
+            try:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                _clean(self.folder)
-            self._manager = open_manager(self.folder, async_save)
-        except OSError as error:
+                clean(self.folder)
+                run = begin_attempt(self.folder)
+                metrics = {step: self._stored_metric(step) for step in list_steps(self.folder)}
+                found = {
+                    "run": asdict(run),
+                    "metrics": [[step, float_to_json(m)] for step, m in metrics.items()],
+                }
+            except OSError as error:
+                found = {"error": str(error)}
+        found = broadcast(found, f"steps in {self.folder}")
+        if "error" in found:
             raise CheckpointError(
-                f"{self.folder}: found {error}, expected a folder that can be written. Choose "
-                "another path for the run."
-            ) from error
-        self._metrics = {step: self._stored_metric(step) for step in list_steps(self.folder)}
+                f"{self.folder}: found {found['error']}, expected a folder that can be written. "
+                "Choose another path for the run."
+            )
+        metrics = {int(step): float_from_json(metric) for step, metric in found["metrics"]}
+        return metrics, RunId(**found["run"])
 
     def save(self, step: int, items: CheckpointItems, metric: float | None = None) -> None:
         """Saves one step; the state may be donated as soon as this returns.
@@ -114,17 +164,34 @@ class CheckpointManager:
         record = {STEP_KEY: step, METRIC_KEY: float_to_json(value), MODE_KEY: self.monitor_mode}
         # A copy: the caller may go on changing what a background thread is about to write.
         meta = {**copy.deepcopy(items.meta), **record}
+        saving = saving_folder(self.folder, step)
         try:
             with jax.transfer_guard("allow"):  # also called inside the guarded training loop
+                if is_main_process():
+                    saving.mkdir()
+                reached("begun")
+                fingerprints = start_fingerprints(items.state)
                 state = self._copy.take(items.state) if self.async_save else items.state
-                started = start_save(self._manager, step, state, meta)
+                self._arrays.start(saving, state)
         except Exception as error:
             raise self._failure(step, error) from error
-        if not started:
-            raise self._failure(step, "Orbax refused the step")
-        self._pending = (step, value)
+        done = self._committer.submit(self._commit, step, meta, fingerprints)
+        self._save = _Save(step, value, done)
         if not self.async_save:
             self.wait()
+
+    def _commit(self, step: int, meta: Mapping[str, JSON], fingerprints: Pending) -> None:
+        """Writes everything but the arrays, and makes it a step when these are written."""
+        saving = saving_folder(self.folder, step)
+        if is_main_process():
+            write_json(saving / META_FILE, meta)
+            reached("meta")
+        self._arrays.wait()
+        reached("arrays")
+        if is_main_process():
+            seal(saving, step, self._run, lambda: finish_fingerprints(fingerprints))
+            rename(saving, self.folder / str(step))
+            reached("committed")
 
     def rank(self, step: int, metric: float) -> None:
         """Gives a step that is saved already the metric it is ranked by.
@@ -139,7 +206,7 @@ class CheckpointManager:
         self.wait()
         self.metric_of(step)
         try:
-            if _writes_files():
+            if is_main_process():
                 write_rank(self.folder / str(step), float(metric), self.monitor_mode)
         except OSError as error:
             raise CheckpointError(
@@ -155,19 +222,39 @@ class CheckpointManager:
         Raises:
             CheckpointError: If that save failed; raised once, and the next save may work.
         """
-        if self._pending is None:
+        if self._save is None:
             return
-        step, value = self._pending
-        try:
-            self._manager.wait_until_finished()
-        except Exception as error:
-            self._pending = None
-            raise self._failure(step, error) from error
-        self._pending = None
-        if _writes_files() and not is_step(self.folder / str(step)):
-            raise self._failure(step, "the finished save has no commit file")
-        self._metrics[step] = value
+        save, self._save = self._save, None
+        error = save.done.exception()
+        own = None if error is None else f"{type(error).__name__}: {error}"
+        said = gather(own, f"save of step {save.step}")
+        failed = next((text for text in said if text is not None), None)
+        if failed is not None:
+            raise self._failure(save.step, failed) from error
+        self._metrics[save.step] = save.metric
         self._prune()
+
+    def when_failed(self, call: Callable[[], None]) -> None:
+        """Calls something from another thread as soon as the save under way has failed."""
+        if self._save is not None:
+            self._save.done.add_done_callback(lambda done: done.exception() and call())
+
+    def supersede_after(self, step: int) -> list[int]:
+        """Sets all later steps aside: they belong to a course of training that is left.
+
+        They are removed when the new course has come as far. Finishes the save under way first.
+
+        Returns:
+            Their numbers.
+        """
+        self._require_open()
+        self.wait()
+        later = [other for other in self.all_steps() if other > step]
+        for other in later:
+            if is_main_process():
+                supersede(self.folder / str(other))
+            del self._metrics[other]
+        return later
 
     def close(self) -> None:
         """Finishes the save under way and releases threads; a second call does nothing.
@@ -182,8 +269,9 @@ class CheckpointManager:
             self.wait()
         finally:
             self._copy.free()
+            self._committer.shutdown()
             self._remover.shutdown()
-            self._manager.close()
+            self._arrays.close()
 
     def __enter__(self) -> "CheckpointManager":
         return self
@@ -249,16 +337,19 @@ class CheckpointManager:
             )
         return step
 
-    def _failure(self, step: int, reason: BaseException | str) -> CheckpointError:
+    def _failure(self, step: int, reason: BaseException | str) -> CheckpointWriteError:
         """Frees the space of a failed save, which may be what the next one lacks."""
         self._copy.free()  # other writes of the same save may still be reading it
-        if _writes_files():
-            _remove_leftover(self.folder / str(step))
         if isinstance(reason, BaseException):
             reason = f"{type(reason).__name__}: {reason}"
-        return CheckpointError(
+        space = ""
+        if is_main_process():
+            space = _space(self.folder)
+            remove_tree(saving_folder(self.folder, step))
+        return CheckpointWriteError(
             f"{self.folder}: the save of step {step} failed ({reason}), expected it to be written. "
-            "Check the free space and the permissions of the folder; older steps are untouched."
+            f"{space}Check the free space and the permissions of the folder; older steps are "
+            "untouched."
         )
 
     def _stored_metric(self, step: int) -> float | None:
@@ -271,53 +362,16 @@ class CheckpointManager:
     def _prune(self) -> None:
         keep = steps_to_keep(self._metrics, self.max_to_keep, self.monitor_mode)
         for step in sorted(self._metrics.keys() - keep):
-            if _writes_files():
-                _remove_step(self.folder / str(step), self._remover)
+            if is_main_process():
+                remove_step(self.folder / str(step), self._remover)
             del self._metrics[step]
+        if is_main_process():
+            remove_superseded(self.folder, max(self._metrics), self._remover)
 
 
-def _writes_files() -> bool:
-    return jax.process_index() == 0
-
-
-def _clean(folder: Path) -> None:
-    """Removes what failed saves and interrupted removals left, and nothing else."""
-    for path in folder.iterdir():
-        if path.name.endswith(_REMOVED) and step_of(path.with_suffix("")) is not None:
-            _remove_tree(path)
-        elif step_of(path) is not None:
-            _remove_leftover(path)
-
-
-def _remove_leftover(path: Path) -> None:
-    """Removes the folder of an unfinished save; a folder with anything else in it is left."""
-    if path.is_symlink() or not path.is_dir() or (path / COMMIT_FILE).exists():
-        return
-    foreign = {entry.name for entry in path.iterdir()} - SAVE_ENTRIES
-    if foreign:
-        _log.warning("%s is not a checkpoint and holds %s: left alone", path, sorted(foreign))
-    else:
-        _remove_tree(path)
-
-
-def _remove_step(path: Path, remover: ThreadPoolExecutor) -> None:
-    """Removes a step; renamed first, so that a kill in between leaves no half step.
-
-    The files go in the background, which for large ones takes as long as some steps of training.
-    """
-    removed = path.with_name(path.name + _REMOVED)
+def _space(folder: Path) -> str:
+    """Returns a sentence on the free space of the disk that a folder is on."""
     try:
-        os.replace(path, removed)
-    except OSError as error:
-        _log.warning("The old step %s could not be removed: %s", path, error)
-    else:
-        remover.submit(_remove_tree, removed)
-
-
-def _remove_tree(path: Path) -> None:
-    try:
-        if path.is_symlink() or not path.is_dir():
-            return
-        shutil.rmtree(path)
-    except OSError as error:
-        _log.warning("%s could not be removed: %s", path, error)
+        return f"Free there: {shutil.disk_usage(folder).free:,} bytes. "
+    except OSError:
+        return ""

@@ -3,13 +3,19 @@
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from xtrainer.checkpoint.backend import COMMIT_FILE, META_FILE, META_ITEM, RANK_FILE, STATE_ITEM
-from xtrainer.checkpoint.items import FORMAT_VERSION, META_KEYS, float_from_json, float_to_json
-from xtrainer.errors import CheckpointError, CheckpointNotFoundError
+from xtrainer.checkpoint.commit import COMMIT_FILE, FORMAT_VERSION, quick_problems
+from xtrainer.checkpoint.durable import write_json
+from xtrainer.checkpoint.items import META_KEYS, float_from_json, float_to_json
+from xtrainer.errors import (
+    CheckpointCorruptError,
+    CheckpointError,
+    CheckpointNotFoundError,
+    NoUsableCheckpointError,
+)
 from xtrainer.types import JSON
 
 MonitorMode = Literal["min", "max"]
@@ -17,6 +23,12 @@ MonitorMode = Literal["min", "max"]
 CHECKPOINTS_FOLDER = "checkpoints"
 """Where a run folder keeps its steps."""
 
+META_FILE = "meta.json"
+"""All of a step that is not an array."""
+RANK_FILE = "rank.json"
+"""A metric that became known after its step was saved."""
+RESUME_STEPS = 2
+"""The newest steps that are always kept: one, and one to fall back to."""
 METRIC_KEY, MODE_KEY, STEP_KEY = "metric", "monitor_mode", "step"
 
 
@@ -27,13 +39,17 @@ def step_of(path: Path) -> int | None:
 
 
 def is_step(path: Path) -> bool:
-    """Says whether a path is a committed step: a real folder, whole, named by its number."""
-    needed = (COMMIT_FILE, f"{STATE_ITEM}/{COMMIT_FILE}", f"{META_ITEM}/{COMMIT_FILE}")
+    """Says whether a path is a committed step: a real folder, named by its number, sizes right."""
+    return looks_like_step(path) and not quick_problems(path)
+
+
+def looks_like_step(path: Path) -> bool:
+    """Says whether a path was a committed step once: it has a record, and the name of a step."""
     return (
         step_of(path) is not None
         and path.is_dir()
         and not path.is_symlink()
-        and all((path / name).is_file() for name in needed)
+        and os.path.lexists(path / COMMIT_FILE)
     )
 
 
@@ -53,7 +69,7 @@ def read_meta(step_folder: Path) -> dict[str, JSON]:
         CheckpointError: If the file is damaged, or of a newer format than this xtrainer reads.
     """
     step_folder = require_step(step_folder)
-    path = step_folder / META_ITEM / META_FILE
+    path = step_folder / META_FILE
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -61,16 +77,11 @@ def read_meta(step_folder: Path) -> dict[str, JSON]:
             f"{step_folder}: {path.name} of the checkpoint cannot be read ({error}), expected "
             "JSON. Use another step."
         ) from error
-    version = meta.get("format_version") if isinstance(meta, dict) else None
-    if isinstance(version, int) and version > FORMAT_VERSION:
+    if not isinstance(meta, dict) or not META_KEYS <= meta.keys():
+        missing = sorted(META_KEYS - set(meta)) if isinstance(meta, dict) else "an object"
         raise CheckpointError(
-            f"{step_folder}: found format_version {version}, expected at most {FORMAT_VERSION}. "
-            "It was written by a newer xtrainer; install that one."
-        )
-    if version != FORMAT_VERSION or not META_KEYS <= meta.keys():
-        raise CheckpointError(
-            f"{step_folder}: found metadata with format_version {version!r} and without some of "
-            f"{sorted(META_KEYS)}, expected all of them. Use another step."
+            f"{step_folder}: found no {missing} in {path.name}, expected all of it. Use another "
+            "step."
         )
     return meta
 
@@ -80,14 +91,40 @@ def require_step(step_folder: Path) -> Path:
 
     Raises:
         CheckpointNotFoundError: If it is not one.
+        CheckpointCorruptError: If it is one that is damaged.
+        CheckpointError: If it is of another format.
     """
     step_folder = Path(step_folder).absolute()
-    if not is_step(step_folder):
-        raise CheckpointNotFoundError(
-            f"{step_folder}: found no committed checkpoint, expected a folder named by its step "
-            f"that holds {COMMIT_FILE}. {_whats_there(step_folder.parent)}"
+    if is_step(step_folder):
+        return step_folder
+    if looks_like_step(step_folder):
+        raise CheckpointCorruptError(
+            f"{step_folder}: found a damaged checkpoint: "
+            f"{'; '.join(quick_problems(step_folder)[:5])}. Use another step.",
+            step_of(step_folder),
         )
-    return step_folder
+    if format_of(step_folder) is not None:
+        raise CheckpointError(_old_format(step_folder))
+    raise CheckpointNotFoundError(
+        f"{step_folder}: found no committed checkpoint, expected a folder named by its step "
+        f"that holds {COMMIT_FILE}. {_whats_there(step_folder.parent)}"
+    )
+
+
+def format_of(step_folder: Path) -> int | None:
+    """Returns the format of a step's folder, None for what is no step of any format."""
+    if not step_folder.is_dir() or step_of(step_folder) is None:
+        return None
+    if os.path.lexists(step_folder / COMMIT_FILE):
+        return FORMAT_VERSION
+    return 1 if (step_folder / "meta" / "metadata").is_file() else None
+
+
+def _old_format(step_folder: Path) -> str:
+    return (
+        f"{step_folder}: found a checkpoint of format {format_of(step_folder)}, expected "
+        f"{FORMAT_VERSION}. Call xtrainer.checkpoint.migrate({str(step_folder.parent)!r}) once."
+    )
 
 
 def read_metric(step_folder: Path, mode: MonitorMode | None = None) -> float | None:
@@ -112,10 +149,7 @@ def read_metric(step_folder: Path, mode: MonitorMode | None = None) -> float | N
 
 def write_rank(step_folder: Path, metric: float, mode: MonitorMode | None) -> None:
     """Keeps the metric of a step that was saved before it was known; whole or not at all."""
-    path = step_folder / RANK_FILE
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps({METRIC_KEY: float_to_json(metric), MODE_KEY: mode}))
-    os.replace(temporary, path)
+    write_json(step_folder / RANK_FILE, {METRIC_KEY: float_to_json(metric), MODE_KEY: mode})
 
 
 def _read_rank(step_folder: Path) -> dict[str, JSON]:
@@ -152,7 +186,7 @@ def best_of(metrics: Mapping[int, float | None], mode: MonitorMode | None) -> li
 def steps_to_keep(
     metrics: Mapping[int, float | None], max_to_keep: int | None, mode: MonitorMode | None
 ) -> set[int]:
-    """Returns which steps stay: the newest, and the ``max_to_keep`` best.
+    """Returns which steps stay: the newest two to go on from, and the ``max_to_keep`` best.
 
     Steps without a finite metric take the places that no finite one claims, the newer first.
 
@@ -163,13 +197,14 @@ def steps_to_keep(
 
     Example:
         >>> sorted(steps_to_keep({1: 0.1, 2: 0.3, 3: float("nan"), 4: 0.2}, 1, "min"))
-        [1, 4]
+        [1, 3, 4]
     """
     if max_to_keep is None or not metrics:
         return set(metrics)
     ranked = best_of(metrics, mode)
     others = sorted(metrics.keys() - set(ranked), reverse=True)
-    return {max(metrics), *(ranked + others)[:max_to_keep]}
+    newest = sorted(metrics)[-RESUME_STEPS:]
+    return {*newest, *(ranked + others)[:max_to_keep]}
 
 
 def find_step(folder: Path, step_idx: int | Literal["best", "latest"] = "latest") -> Path:
@@ -199,9 +234,15 @@ def find_step(folder: Path, step_idx: int | Literal["best", "latest"] = "latest"
     root = folder / CHECKPOINTS_FOLDER if (folder / CHECKPOINTS_FOLDER).is_dir() else folder
     steps = list_steps(root)
     if not steps:
-        raise CheckpointNotFoundError(f"{root}: found no checkpoint. {_whats_there(root)}")
+        raise nothing_usable(root)
     if step_idx == "best":
-        return root / str(_best_on_disk(root, steps))
+        ranked = best_steps(root)
+        if not ranked:
+            raise CheckpointNotFoundError(
+                f"{root}: found no step with a finite monitored metric among {_numbers(steps)}. "
+                "Use step_idx='latest' or one of these steps."
+            )
+        return root / str(ranked[0])
     if step_idx == "latest":
         return root / str(steps[-1])
     if step_idx not in steps:
@@ -211,23 +252,45 @@ def find_step(folder: Path, step_idx: int | Literal["best", "latest"] = "latest"
     return root / str(step_idx)
 
 
-def _best_on_disk(root: Path, steps: list[int]) -> int:
-    """Ranks by the mode of the newest step that was saved with one."""
+def nothing_usable(
+    root: Path, damaged: Mapping[Path, Sequence[str]] | None = None
+) -> CheckpointError:
+    """Returns the error that says why a folder has no usable step.
+
+    Args:
+        root: The folder.
+        damaged: What is wrong with the steps in it; found by their sizes where None.
+    """
+    paths = sorted(root.iterdir()) if root.is_dir() else []
+    if damaged is None:
+        damaged = {path: quick_problems(path) for path in paths if looks_like_step(path)}
+    if damaged:
+        lines = [f"  {path.name}: {'; '.join(damaged[path][:3])}" for path in list(damaged)[:20]]
+        return NoUsableCheckpointError(
+            f"{root}: found {len(damaged)} checkpoints and none that is usable, expected at least "
+            "one. Nothing was changed. Repair one of them, or move the folder away to begin "
+            "anew:\n" + "\n".join(lines)
+        )
+    old = [path for path in paths if format_of(path) is not None]
+    if old:
+        return CheckpointError(_old_format(old[-1]))
+    return CheckpointNotFoundError(f"{root}: found no checkpoint. {_whats_there(root)}")
+
+
+def best_steps(root: Path) -> list[int]:
+    """Returns the steps with a finite metric, the best first, by the mode of the newest of them.
+
+    A step whose metric cannot be read is none of them.
+    """
     mode: MonitorMode | None = None
     metrics: dict[int, float | None] = {}
-    for step in reversed(steps):
+    for step in reversed(list_steps(root)):
         try:
             mode = mode or read_meta(root / str(step)).get(MODE_KEY)
             metrics[step] = read_metric(root / str(step), mode)
-        except CheckpointError:  # an unreadable step is never the best
+        except CheckpointError:
             continue
-    ranked = best_of(metrics, mode)
-    if not ranked:
-        raise CheckpointNotFoundError(
-            f"{root}: found no step with a finite monitored metric among {_numbers(steps)}. "
-            "Use step_idx='latest' or one of these steps."
-        )
-    return ranked[0]
+    return best_of(metrics, mode)
 
 
 def _whats_there(folder: Path) -> str:

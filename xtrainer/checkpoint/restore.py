@@ -7,10 +7,12 @@ from typing import Any
 import jax
 
 from xtrainer.checkpoint.backend import read_part, read_state
+from xtrainer.checkpoint.commit import read_commit
+from xtrainer.checkpoint.fingerprint import differing
 from xtrainer.checkpoint.items import compare_leaves, listed
 from xtrainer.checkpoint.metadata import read_meta, require_step
 from xtrainer.checkpoint.shards import join_shards, shards_of
-from xtrainer.errors import CheckpointError, did_you_mean
+from xtrainer.errors import CheckpointCorruptError, CheckpointError, did_you_mean
 from xtrainer.tree import flatten_with_paths, num_bytes
 from xtrainer.types import PyTree
 
@@ -27,12 +29,15 @@ def restore_state(step_folder: Path, template: PyTree) -> PyTree:
 
     Raises:
         CheckpointNotFoundError: If the folder is not a committed step.
-        CheckpointError: If paths, shapes or dtypes differ (nothing is cast), or reading fails.
+        CheckpointError: If paths, shapes or dtypes differ (nothing is cast).
+        CheckpointCorruptError: If reading fails, or the values are not those that were saved.
     """
     step_folder = require_step(step_folder)
     template = _as_structs(template)
     _check_leaves(step_folder, read_meta(step_folder)["leaves"], flatten_with_paths(template))
-    return _read(step_folder, template, read_state)
+    state = _read(step_folder, template, read_state)
+    _check_values(step_folder, state)
+    return state
 
 
 def restore_partial(step_folder: Path, names: Sequence[str], template: PyTree) -> dict[str, Any]:
@@ -46,8 +51,8 @@ def restore_partial(step_folder: Path, names: Sequence[str], template: PyTree) -
 
     Raises:
         CheckpointNotFoundError: If the folder is not a committed step.
-        CheckpointError: If a name is unknown, the named parts differ in a path, shape or dtype,
-            or reading fails.
+        CheckpointError: If a name is unknown, or the named parts differ in a path, shape or dtype.
+        CheckpointCorruptError: If reading fails, or the values are not those that were saved.
     """
     step_folder = require_step(step_folder)
     leaves: dict[str, Any] = read_meta(step_folder)["leaves"]
@@ -57,6 +62,7 @@ def restore_partial(step_folder: Path, names: Sequence[str], template: PyTree) -
     # A part without leaves (a model without batch statistics) has no entry on disk to ask for.
     filled = {name: part for name, part in parts.items() if jax.tree.leaves(part)}
     restored = _read(step_folder, filled, read_part) if filled else {}
+    _check_values(step_folder, restored)
     return {**parts, **restored}
 
 
@@ -95,15 +101,28 @@ def _check_leaves(step_folder: Path, saved: dict[str, Any], wanted: dict[str, An
         )
 
 
+def _check_values(step_folder: Path, state: PyTree) -> None:
+    """Compares the values on the devices with what was on them when the step was saved."""
+    with jax.transfer_guard("allow"):
+        wrong = differing(read_commit(step_folder).fingerprints, state)
+    if wrong:
+        raise CheckpointCorruptError(
+            f"{step_folder}: the values of {len(wrong)} arrays are not those that were saved:\n"
+            f"{listed(wrong)}\nUse another step.",
+            int(step_folder.name),
+        )
+
+
 def _read(step_folder: Path, template: Any, reader: Callable[[Path, Any], Any]) -> Any:
     try:
         with jax.transfer_guard("allow"):  # also called inside the guarded training loop
             return _own(reader(step_folder, template))
     except Exception as error:  # Orbax raises half a dozen types, a bare Exception among them
         reason = f"{type(error).__name__}: {error}"
-        raise CheckpointError(
+        raise CheckpointCorruptError(
             f"{step_folder}: the state cannot be read ({reason}). The files are damaged or were "
-            "written for another structure; use another step."
+            "written for another structure; use another step.",
+            int(step_folder.name),
         ) from error
 
 

@@ -18,6 +18,11 @@ class LoggerTool:
     opened again, and goes on where it stopped.
     """
 
+    @property
+    def kind(self) -> str:
+        """The name that a checkpoint keeps this tool under."""
+        return type(self).__name__
+
     def open(self) -> None:
         """Opens files and connections; does nothing where they are open."""
 
@@ -39,6 +44,18 @@ class LoggerTool:
 
     def flush(self) -> None:
         """Makes what was logged visible to other programs."""
+
+    def state_dict(self) -> dict[str, JSON]:
+        """Returns what a checkpoint keeps of this tool, such as the number of its rows; JSON."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any], step: int) -> None:
+        """Goes back to where a checkpoint was taken: rows that came later are retired.
+
+        Args:
+            state: What :meth:`state_dict` returned then.
+            step: Of the checkpoint.
+        """
 
     def finalize(self, status: str) -> None:
         """Closes everything; ``status`` is ``"completed"``, ``"stopped"`` or ``"failed"``."""
@@ -128,6 +145,19 @@ class MultiLogger(LoggerTool):
         """Flushes every tool that is open."""
         for tool in self.tools if self._is_open else ():
             tool.flush()
+
+    def state_dict(self) -> dict[str, JSON]:
+        """Returns what every tool has to keep, by its class and number."""
+        return {name: tool.state_dict() for name, tool in self._named()}
+
+    def load_state_dict(self, state: Mapping[str, Any], step: int) -> None:
+        """Takes every tool back, those of which nothing was kept as well."""
+        for name, tool in self._named():
+            tool.load_state_dict(state.get(name, {}), step)
+
+    def _named(self) -> list[tuple[str, LoggerTool]]:
+        names = [tool.kind for tool in self.tools]
+        return [(f"{name}_{names[:i].count(name)}", self.tools[i]) for i, name in enumerate(names)]
 
     def finalize(self, status: str) -> None:
         """Closes every tool, also where one fails, and then raises the first error."""

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from xtrainer.loggers.base import LoggerTool
 from xtrainer.types import JSON, HostMetrics
@@ -27,6 +28,11 @@ class RowBuffer(LoggerTool):
         self._clock = clock
         self._rows: list[tuple[HostMetrics, int, str, int]] = []
         self._given_at = -float("inf")
+
+    @property
+    def kind(self) -> str:
+        """That of the tool."""
+        return self.tool.kind
 
     def open(self) -> None:
         """Opens the tool."""
@@ -54,6 +60,16 @@ class RowBuffer(LoggerTool):
         """Gives on what was kept, and flushes the tool."""
         self._give()
         self.tool.flush()
+
+    def state_dict(self) -> dict[str, JSON]:
+        """Gives on what was kept, and returns what the tool has to keep."""
+        self._give()
+        return self.tool.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any], step: int) -> None:
+        """Takes the tool back."""
+        self._give()
+        self.tool.load_state_dict(state, step)
 
     def finalize(self, status: str) -> None:
         """Gives on what was kept, and closes the tool in any case."""

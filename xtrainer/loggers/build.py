@@ -42,8 +42,8 @@ class LoggerConfig(Config):
 
     write_interval_s: float = 0.1
     """Rows of training that come sooner after the last are kept and handed to the tools together,
-    with the first that does not, a row of another set, or at the end. A process that is killed
-    loses them. 0: each at once."""
+    with the first that does not, a row of another set, at the end and before each checkpoint. A
+    process that is killed loses them. 0: each at once."""
 
     cmd_logging_name: str = "output"
     """Each process's messages go to ``<run folder>/<this>_<process>.log``."""

@@ -17,6 +17,8 @@ from xtrainer.types import JSON, HostMetrics
 
 METRICS_FILE = "metrics.jsonl"
 CONFIG_FILE = "config.json"
+SUPERSEDED_FILE = "metrics.superseded.jsonl"
+"""Rows of a course of training that was left, for an earlier checkpoint."""
 
 _SET_NAME = re.compile(r"(?!\.)[A-Za-z0-9_.-]{1,64}")
 _FIXED_COLUMNS = ("step", "epoch")
@@ -48,6 +50,7 @@ class FileLogger(LoggerTool):
         self.with_csv = with_csv
         self._rows: IO[str] | None = None
         self._tables: dict[str, CsvTable] = {}
+        self._count = 0
 
     def open(self) -> None:
         """Opens ``metrics.jsonl`` for appending; a row torn by a kill is taken off its end."""
@@ -73,13 +76,42 @@ class FileLogger(LoggerTool):
         rows = self._open_rows()
         rows.write(_encode_row(row, step, mode, epoch))
         rows.flush()
+        self._count += 1
         if self.with_csv:
-            if mode not in self._tables:
-                self._tables[mode] = CsvTable(self.folder / f"metrics_{mode}.csv")
-            self._tables[mode].append(step, epoch, row)
+            self._append(row, step, mode, epoch)
 
     def flush(self) -> None:
         """Does nothing more: every row is flushed when it is written."""
+
+    def state_dict(self) -> dict[str, JSON]:
+        """Returns the number of rows so far."""
+        self._open_rows()
+        return {"rows": self._count}
+
+    def load_state_dict(self, state: Mapping[str, Any], step: int) -> None:
+        """Moves rows that came after a checkpoint to ``metrics.superseded.jsonl``.
+
+        Where the file is another one than the checkpoint knew, these are the rows of later steps.
+        """
+        self.finalize("stopped")
+        path = self.folder / METRICS_FILE
+        if path.exists():
+            _mend_rows(path)
+            if retire_rows(path, state.get("rows"), step) and self.with_csv:
+                self._write_tables()
+
+    def _write_tables(self) -> None:
+        """Writes the CSV files anew from the rows."""
+        for old in self.folder.glob("metrics_*.csv"):
+            old.unlink()
+        for row in read_metrics(self.folder):
+            self._append(row["metrics"], row["step"], row["set"], row["epoch"])
+        self.finalize("stopped")
+
+    def _append(self, row: HostMetrics, step: int, mode: str, epoch: int) -> None:
+        if mode not in self._tables:
+            self._tables[mode] = CsvTable(self.folder / f"metrics_{mode}.csv")
+        self._tables[mode].append(step, epoch, row)
 
     def finalize(self, status: str) -> None:
         """Closes the files; the next row opens them again."""
@@ -94,6 +126,7 @@ class FileLogger(LoggerTool):
             self.folder.mkdir(parents=True, exist_ok=True)
             path = self.folder / METRICS_FILE
             _mend_rows(path)
+            self._count = _count_lines(path)
             self._rows = open(path, "a", encoding="utf-8", newline="\n")
         return self._rows
 
@@ -205,6 +238,53 @@ def _decode_row(line: str) -> dict[str, Any] | None:
         return None
     row["metrics"] |= {key: float(text) for key, text in row.pop("nonfinite", {}).items()}
     return row
+
+
+def retire_rows(path: Path, count: int | None, step: int) -> bool:
+    """Moves rows that came after a checkpoint into a file beside theirs.
+
+    A kill in between leaves them in both, and the next time they are moved again.
+
+    Args:
+        path: Of the rows, all of them whole.
+        count: Rows there were at the checkpoint; None: not known.
+        step: Of the checkpoint.
+
+    Returns:
+        Whether there were any.
+    """
+    lines = path.read_bytes().splitlines(keepends=True)
+    kept = lines if count is None else lines[:count]
+    if count is None or any(_step_of(line) > step for line in kept):
+        kept = [line for line in lines if _step_of(line) <= step]
+        retired = [line for line in lines if _step_of(line) > step]
+    else:
+        retired = lines[count:]
+    if not retired:
+        return False
+    with open(path.with_name(SUPERSEDED_FILE), "ab") as file:
+        file.writelines(retired)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        file.writelines(kept)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    return True
+
+
+def _step_of(line: bytes) -> int:
+    row = _decode_row(line.decode("utf-8", errors="replace"))
+    return -1 if row is None else int(row["step"])
+
+
+def _count_lines(path: Path) -> int:
+    if not path.exists():
+        return 0
+    with open(path, "rb") as file:
+        return sum(block.count(b"\n") for block in iter(lambda: file.read(2**20), b""))
 
 
 def _mend_rows(path: Path) -> None:

@@ -50,6 +50,7 @@ class TensorBoardLogger(LoggerTool):
         self._writer: Any = None
         self._flushed_at: float = 0.0
         self._tags: dict[str, dict[str, str]] = {}  # by set and metric
+        self._purge_step: int | None = None
 
     def open(self) -> None:
         """Begins an event file."""
@@ -62,6 +63,8 @@ class TensorBoardLogger(LoggerTool):
         # The name holds whole seconds only, and a file of the same name would be overwritten.
         suffix = f".{os.getpid()}.{time.time_ns()}"
         self._writer = EventsWriter(str(self.folder / "events"), suffix)
+        if self._purge_step is not None:
+            self._purge(self._purge_step)
         self.flush()
 
     def log_config(self, config: Mapping[str, JSON]) -> None:
@@ -94,6 +97,21 @@ class TensorBoardLogger(LoggerTool):
         if self._writer is not None:
             self._writer.flush()
             self._flushed_at = time.monotonic()
+
+    def load_state_dict(self, state: Mapping[str, Any], step: int) -> None:
+        """Lets TensorBoard forget what was logged of later steps."""
+        self.finalize("stopped")
+        self._purge_step = step + 1
+
+    def _purge(self, step: int) -> None:
+        from tensorboardX.proto import event_pb2
+
+        log: Any = event_pb2.SessionLog  # type: ignore[attr-defined]
+        start = event_pb2.Event(  # type: ignore[attr-defined]
+            wall_time=time.time(), step=step, session_log=log(status=log.START)
+        )
+        self._writer.write_event(start)
+        self._purge_step = None
 
     def finalize(self, status: str) -> None:
         """Writes pending events and closes the event file."""

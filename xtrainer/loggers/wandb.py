@@ -82,6 +82,14 @@ class WandBLogger(LoggerTool):
         """Sends a text."""
         self._open().log({f"text/{key}": text, "step": step})
 
+    def state_dict(self) -> dict[str, JSON]:
+        """Returns the id of the run, which a later process goes on with."""
+        return {} if self._run_id is None else {"run_id": self._run_id}
+
+    def load_state_dict(self, state: Mapping[str, Any], step: int) -> None:
+        """Goes on with the run of a checkpoint; rows of later steps are sent again, not removed."""
+        self._run_id = state.get("run_id", self._run_id)
+
     def finalize(self, status: str) -> None:
         """Closes the run; its exit code is 1 for ``"failed"``."""
         run, self._run = self._run, None

@@ -13,14 +13,16 @@ from xtrainer.loop.plan import Plan, make_plan
 from xtrainer.loop.stop import StopReason
 from xtrainer.loop.together import agree_on_first_batch
 from xtrainer.loop.train import Loaders, run_training
-from xtrainer.loop.view import LoopTrainer, StepHook
+from xtrainer.loop.view import LoopTrainer, OpenRows, RowKeeper, StepHook
 
 __all__ = [
     "Agenda",
     "Ledger",
     "LoopTrainer",
     "Loaders",
+    "OpenRows",
     "Plan",
+    "RowKeeper",
     "StepHook",
     "StopReason",
     "agree_on_first_batch",

@@ -2,8 +2,9 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 _LOG = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ class Ledger:
     Attributes:
         seconds: By account.
         first_step: The accounts when the first step was done; empty before.
+        earlier: The seconds of earlier processes of the run, by account.
         details: By part within an account, such as a callback's class.
 
     Example:
@@ -52,6 +54,7 @@ class Ledger:
         self.seconds: dict[str, float] = {name: 0.0 for name in ACCOUNTS}
         self.first_step: dict[str, float] = {}
         self.details: dict[str, float] = {}
+        self.earlier: dict[str, float] = {}
         self._clock = clock
         self._open: list[str] = []
         self._since = 0.0
@@ -84,6 +87,15 @@ class Ledger:
             self.seconds[self._open[-1]] += now - self._since
             self._since = now
         return dict(self.seconds)
+
+    def to_json(self) -> dict[str, float]:
+        """Returns the seconds of the run by account, those of earlier processes too."""
+        now = self.snapshot()
+        return {name: self.earlier.get(name, 0.0) + seconds for name, seconds in now.items()}
+
+    def load_json(self, saved: Mapping[str, Any]) -> None:
+        """Takes what earlier processes of the run have spent."""
+        self.earlier = {name: float(saved[name]) for name in ACCOUNTS if name in saved}
 
     @property
     def total(self) -> float:

@@ -18,10 +18,10 @@ from xtrainer.loop.in_flight import InFlight, Moment
 from xtrainer.loop.plan import Plan
 from xtrainer.loop.stop import StopReason
 from xtrainer.loop.together import Together
-from xtrainer.loop.view import LoopTrainer
-from xtrainer.loop.windows import MetricWindows
+from xtrainer.loop.view import LoopTrainer, OpenRows
+from xtrainer.loop.windows import MetricWindows, row_from_json, row_to_json
 from xtrainer.step import Flat, PlacedBatch, StepReport
-from xtrainer.types import HostMetrics
+from xtrainer.types import JSON, HostMetrics
 
 _LOG = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def run_training(trainer: LoopTrainer, loaders: Loaders, plan: Plan) -> Results:
             run.epoch()
             if plan.done(trainer.progress):
                 trainer.end_run(*run.together.finish(trainer.stop_wanted))
-        run.windows.close(run.in_flight.newest, trainer.progress.epoch)
+        run.close()
     except BaseException as error:
         run.give_up(error)
         raise
@@ -90,8 +90,38 @@ class _Run:
         self.feed = Feed(trainer, loaders.train, plan, self.together, self.in_flight.peek)
         self.next_event = self.agenda.next_after(done.step)
         self.validated: tuple[int, HostMetrics] | None = None
+        self.resume_rows()
         self.over = False  # steps that were dispatched were not taken: nothing comes after them
         self.rewind_to: LoaderPosition | None = None
+
+    def resume_rows(self) -> None:
+        """Goes on with rows and windows where the checkpoint has them that was restored."""
+        trainer = self.trainer
+        saved, trainer.restored_rows = trainer.restored_rows, None
+        if saved is not None and saved.run is not None:
+            self.windows.load_state_dict(saved.run["windows"])
+            self.newest_row = row_from_json(saved.run["newest"])
+            if saved.run["validated"] is not None:
+                step, metrics = saved.run["validated"]
+                self.validated = (step, row_from_json(metrics))
+        if saved is not None and saved.loggers is not None:
+            trainer.logger.load_state_dict(saved.loggers, trainer.progress.step)
+        trainer.row_keeper = self
+
+    def open_rows(self) -> OpenRows:
+        """See :class:`RowKeeper`."""
+        run: dict[str, JSON] = {"windows": self.windows.state_dict(), "validated": None}
+        run["newest"] = row_to_json(self.newest_row)
+        if self.validated is not None:
+            run["validated"] = [self.validated[0], row_to_json(self.validated[1])]
+        logger = self.trainer.logger
+        logger.flush()
+        return OpenRows(run, logger.state_dict())
+
+    def close(self) -> None:
+        """Logs all rows, also one of fewer steps: a run that goes on from here logs it anew."""
+        self.trainer.row_keeper = self.open_rows()
+        self.windows.close(self.in_flight.newest, self.trainer.progress.epoch)
 
     def epoch(self) -> None:
         """Trains one epoch, or the rest of one that was begun."""
@@ -140,8 +170,7 @@ class _Run:
         metrics = trainer.get_metric_postprocess_fn()(self.windows.end_epoch())
         metrics["epoch_time_s"] = time.perf_counter() - start
         trainer.notify("on_training_epoch_end", metrics, epoch)
-        with trainer.ledger.spent("logging"):
-            trainer.logger.log_metrics(metrics, progress.step, "train_epoch", epoch)
+        self.log_epoch(metrics, "train_epoch", epoch)
         if self.plan.validates_after_epoch(epoch):
             self.validate(f"val_epoch_{epoch}", epoch)
 
@@ -296,7 +325,7 @@ class _Run:
         try:
             self.settle()
             self.rewind()
-            self.windows.close(self.in_flight.newest, self.trainer.progress.epoch)
+            self.close()
         except BaseException as other:  # the first error is the one to raise
             error.add_note(f"After it: {type(other).__name__}: {other}")
 
@@ -316,11 +345,17 @@ class _Run:
             metrics = run_evaluation(trainer, self.loaders.val, "val", epoch)
             progress.validations += 1
             trainer.notify("on_validation_epoch_end", metrics, epoch, step)
+            self.validated = (step, metrics)
+            self.results[key] = metrics
             row = {**metrics, "time_s": time.perf_counter() - start}
-            with trainer.ledger.spent("logging"):
-                trainer.logger.log_metrics(row, step, "val", epoch)
-        self.validated = (step, metrics)
-        self.results[key] = metrics
+            self.log_epoch(row, "val", epoch)
+
+    def log_epoch(self, metrics: HostMetrics, mode: str, epoch: int) -> None:
+        """Logs the row of an epoch or a validation."""
+        trainer, step = self.trainer, self.trainer.progress.step
+        with trainer.ledger.spent("logging"):
+            trainer.logger.log_metrics(metrics, step, mode, epoch)
+        trainer.notify("on_epoch_logged", mode, step)
 
     def log_row(self, metrics: HostMetrics, last: StepReport, epoch: int) -> None:
         """Logs the metrics of the steps up to the one that ``last`` reports."""

@@ -12,7 +12,7 @@ from xtrainer.loop.stop import StopReason
 from xtrainer.metrics import DeviceMetrics
 from xtrainer.state import Progress, TrainState
 from xtrainer.step import PlacedBatch, TrainExecutor
-from xtrainer.types import BatchLike, HostMetrics, MetricPostprocess
+from xtrainer.types import JSON, BatchLike, HostMetrics, MetricPostprocess
 
 
 class StepHook(NamedTuple):
@@ -29,6 +29,31 @@ class StepHook(NamedTuple):
     call: Callable[[HostMetrics, int, int], None]
     settled: bool
     account: tuple[str, str] = ("callbacks", "on_training_step")
+
+
+class OpenRows(NamedTuple):
+    """What a checkpoint keeps of rows of metrics; after a run it is what was there at its end.
+
+    Attributes:
+        run: What the loop knows of them: metrics of steps without a row, the newest row, the
+            newest validation.
+        loggers: How far the loggers have come; None: not theirs.
+    """
+
+    run: JSON = None
+    loggers: JSON = None
+
+    def open_rows(self) -> "OpenRows":
+        """Returns itself, as a run that has ended would say it."""
+        return self
+
+
+class RowKeeper(Protocol):
+    """Who knows which rows there are."""
+
+    def open_rows(self) -> OpenRows:
+        """Returns what a checkpoint keeps of rows; those that are due are logged first."""
+        ...
 
 
 class Preparer(Protocol):
@@ -57,6 +82,8 @@ class LoopTrainer(Protocol):
     stop_wanted: tuple[StopReason, str] | None
     first_step: bool
     ledger: Ledger
+    row_keeper: RowKeeper
+    restored_rows: OpenRows | None
 
     @property
     def logger(self) -> LoggerTool:

@@ -1,14 +1,21 @@
 """When do a step's metrics leave the device? A window later than they are complete."""
 
+import base64
 import functools
-from collections.abc import Callable
+import logging
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
+import numpy as np
 
-from xtrainer.metrics import DeviceMetrics, HostWindow, finish, start_to_host
+from xtrainer.metrics import DeviceMetrics, HostWindow, finish, start_to_host, to_host
+from xtrainer.parallel import copy_tree, put_global
 from xtrainer.step import Flat, StepReport, whole
-from xtrainer.types import HostMetrics
+from xtrainer.types import JSON, HostMetrics
 
+_LOG = logging.getLogger(__name__)
 _MAX_PARTS = 64
 """Merging many at once costs a quarter of merging each as it comes."""
 
@@ -78,6 +85,39 @@ class MetricWindows:
             self._emit_row(self._open, newest, epoch)
         self._open, self._cut = None, self.step
 
+    def state_dict(self) -> JSON:
+        """Returns the metrics of the steps that no row holds yet; gives out the row that is due.
+
+        Nothing is added up for it: the rows to come are bit for bit those without it.
+        """
+        self._emit_pending()
+        window = whole(self.current)
+        return {
+            "names": list(window.layout.names),
+            "current": encode_array(to_host(window.packed)),
+            "open": None if self._open is None else encode_array(self._open.columns),
+            "parts": [encode_array(part.columns) for part in self._parts],
+            "steps": [self._begun, self._cut],
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Goes on with the metrics that :meth:`state_dict` returned, of the same metrics only."""
+        window = whole(self.current)
+        if saved["names"] != list(window.layout.names):
+            _LOG.warning(
+                "The metrics of this run are not those of the checkpoint: the row and the epoch "
+                "under way begin anew."
+            )
+            return
+        packed = decode_array(saved["current"])
+        sharding = window.packed.sharding
+        self.current = window.replace(packed=copy_tree(put_global(packed, sharding), sharding))
+        parts = [HostWindow(window.layout, decode_array(text)) for text in saved["parts"]]
+        self._parts = parts
+        text = saved["open"]
+        self._open = None if text is None else HostWindow(window.layout, decode_array(text))
+        self._begun, self._cut = saved["steps"]
+
     def _renew(self) -> None:
         self.current = self._new_window()
         self._begun = self.step
@@ -101,3 +141,44 @@ class MetricWindows:
         metrics = finish(window)
         if metrics:
             self._emit(metrics, report, epoch)
+
+
+def encode_array(array: np.ndarray) -> JSON:
+    """Returns an array as JSON, every bit of it."""
+    data = base64.b64encode(np.ascontiguousarray(array).tobytes()).decode("ascii")
+    return {"shape": list(array.shape), "dtype": array.dtype.str, "data": data}
+
+
+def decode_array(saved: Mapping[str, Any]) -> np.ndarray:
+    """Returns what :func:`encode_array` was given.
+
+    Raises:
+        ValueError: If it is something else.
+
+    Example:
+        >>> decode_array(encode_array(np.float32([1, 2]))).tolist()
+        [1.0, 2.0]
+    """
+    dtype = np.dtype(saved["dtype"])
+    if dtype.kind != "f":
+        raise ValueError(f"Found an array of {dtype}, expected floating-point numbers.")
+    data = base64.b64decode(saved["data"], validate=True)
+    return np.frombuffer(data, dtype).reshape(saved["shape"]).copy()
+
+
+def row_to_json(row: HostMetrics) -> JSON:
+    """Returns a row as JSON, which has no NaN and no infinities: those as text.
+
+    Example:
+        >>> row_from_json(row_to_json({"loss": float("inf")}))
+        {'loss': inf}
+    """
+    return {
+        name: value if math.isfinite(value) else repr(value)
+        for name, value in ((name, float(value)) for name, value in row.items())
+    }
+
+
+def row_from_json(saved: Mapping[str, Any]) -> HostMetrics:
+    """Returns what :func:`row_to_json` was given."""
+    return {str(name): float(value) for name, value in saved.items()}

@@ -70,7 +70,7 @@ class TrainerConfig(Config):
     logger: LoggerConfig | None = field(default_factory=LoggerConfig)
     """Where metrics go; None: nowhere."""
     callbacks: list[CallbackConfig] = field(default_factory=list)
-    """What else happens, in this order."""
+    """What else happens, in this order; checkpoints are saved last."""
     seed_eval: int = 0
     """Seed of evaluation, for models that draw random numbers there."""
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)

@@ -24,6 +24,7 @@ from xtrainer.loop import (
 from xtrainer.metrics import DeviceMetrics, HostWindow, finish
 from xtrainer.step import TrainExecutor
 from xtrainer.trainer import overview, run, saving, shared
+from xtrainer.trainer import resume as resuming
 from xtrainer.trainer.parts import TrainerParts
 from xtrainer.types import BatchLike, HostMetrics
 
@@ -58,6 +59,7 @@ class TrainerModule(TrainerParts):
         num_epochs: int | None = None,
         num_train_steps: int | None = None,
         steps_per_epoch: int | None = None,
+        resume: resuming.Resume = "auto",
     ) -> dict[str, HostMetrics]:
         """Trains up to a number of epochs or steps, and returns all validation and test metrics.
 
@@ -71,6 +73,11 @@ class TrainerModule(TrainerParts):
             num_epochs: Epochs in all; an epoch ends with the loader's pass.
             num_train_steps: Steps in all; the loader is iterated again as often as needed.
             steps_per_epoch: Steps after which an epoch ends.
+            resume: ``"auto"``: a trainer that has not trained yet goes on at the newest usable
+                checkpoint of its own folder, if there is one. ``"must"``: it is an error if there
+                is none. ``"never"``: it starts as it is. Or a step of its own folder, or another
+                run's folder. Checkpoints of later steps are superseded: set aside, and removed when
+                this course has come as far.
 
         Returns:
             ``val_epoch_N``, ``val_step_N`` and ``test`` with metrics by name; with several sets the
@@ -79,6 +86,8 @@ class TrainerModule(TrainerParts):
         Raises:
             ConfigError: For both or neither of ``num_epochs`` and ``num_train_steps``.
             LoaderError: If a loader is empty or has ended.
+            NoUsableCheckpointError: If there are checkpoints to resume from, and all are damaged.
+            CheckpointError: If a checkpoint does not fit this trainer, or cannot be written.
         """
         config = self.trainer_config
         plan = make_plan(
@@ -89,6 +98,7 @@ class TrainerModule(TrainerParts):
             config.check_val_every_n_epoch,
             config.check_val_every_n_steps,
         )
+        resuming.resume_run(self, resume)
         val = self.sources.of_sets(val_loader, "val")
         return run.train(
             self, plan, Loaders(self.sources.of(train_loader, "train"), val), test_loader
@@ -238,16 +248,15 @@ class TrainerModule(TrainerParts):
             CheckpointNotFoundError: If there is no such checkpoint.
             CheckpointError: If it does not fit this trainer.
         """
+        which = saving.step_index(step_idx)
         try:
-            step_folder = shared.choose_step(
-                saving.checkpoint_folder(self), saving.step_index(step_idx)
-            )
+            found = resuming.load_usable(self, saving.checkpoint_folder(self), which, own=True)
         except CheckpointNotFoundError as error:
             if raise_if_not_found:
                 raise
             saving.warn_not_found(error)
             return None
-        return saving.load_step(self, step_folder, load_optimizer=True)
+        return int(found.name)
 
     def load_data_loaders(
         self,
@@ -262,7 +271,7 @@ class TrainerModule(TrainerParts):
             CheckpointNotFoundError: If there is no such checkpoint.
         """
         step = self.global_step if step_idx == -1 else step_idx
-        meta = read_meta(shared.choose_step(saving.checkpoint_folder(self), step))
+        meta = read_meta(shared.choose_step(saving.checkpoint_folder(self), step)[0])
         given = {"train": train_loader, "val": val_loader, "test": test_loader}
         saving.restore_sources(self.sources, meta, given)
 
@@ -317,14 +326,13 @@ class TrainerModule(TrainerParts):
             CheckpointError: If it does not fit this trainer.
         """
         which = "best" if load_best else saving.step_index(step_idx)
-        step_folder = shared.choose_step(checkpoint_path, which)
-        old = self.state
-        step = saving.load_step(self, step_folder, load_optimizer)
+        old, folder = self.state, Path(checkpoint_path).expanduser()
+        step_folder = resuming.load_usable(self, folder, which, False, load_optimizer)
         if delete_params_before_loading:
             saving.delete_model(old, kept=self.state)
         given = {"train": train_loader, "val": val_loader, "test": test_loader}
         saving.restore_sources(self.sources, read_meta(step_folder), given)
-        return step
+        return int(step_folder.name)
 
     @classmethod
     def load_from_checkpoint(
@@ -363,4 +371,4 @@ class TrainerModule(TrainerParts):
     @classmethod
     def from_run(cls, folder: str | Path) -> Self:
         """Returns a trainer with the configs and the model of a run's newest checkpoint."""
-        return cls.load_from_checkpoint(shared.choose_step(folder, "latest"))
+        return cls.load_from_checkpoint(shared.choose_step(folder, "latest")[0])

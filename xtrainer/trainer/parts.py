@@ -12,6 +12,7 @@ from xtrainer.callbacks import (
     Callback,
     CallbackConfig,
     CallbackTrainer,
+    ModelCheckpoint,
     ProgressBarConfig,
     build_callbacks,
 )
@@ -26,7 +27,7 @@ from xtrainer.launch import (
     process_index,
 )
 from xtrainer.loggers import LoggerConfig, build_loggers, run_folder
-from xtrainer.loop import Ledger, StopReason
+from xtrainer.loop import Ledger, OpenRows, RowKeeper, StopReason
 from xtrainer.metrics import DeviceMetrics, parameter_table
 from xtrainer.optim import (
     OptimizerConfig,
@@ -91,6 +92,10 @@ class TrainerParts(Hooks):
     has_validation: bool
     total_steps: int | None
     dataset: Any
+    row_keeper: RowKeeper
+    restored_rows: OpenRows | None
+    is_own_state: bool
+    """Whether the state comes from this run: trained here, or loaded from its own folder."""
 
     def __init__(
         self,
@@ -118,7 +123,8 @@ class TrainerParts(Hooks):
         self.optimizer_config, self.exmp_batch = optimizer_config, batch
         self.progress, self.sources, self.dataset = Progress(), Sources(), None
         self.stop_reason, self.stop_detail, self.first_step = None, "", True
-        self.stop_wanted = None
+        self.stop_wanted, self.is_own_state = None, False
+        self.row_keeper, self.restored_rows = OpenRows(), None
         peers.watch()  # also where the program has joined the processes without xtrainer
         if cache := trainer_config.compilation_cache:  # before anything is compiled
             enable_compilation_cache(None if cache is True else cache)
@@ -246,9 +252,9 @@ class TrainerParts(Hooks):
     ) -> None:
         """Sets ``callbacks``; a progress bar is added where one is wanted."""
         bar = [ProgressBarConfig()] if self.trainer_config.enable_progress_bar else []
-        self.callbacks = build_callbacks(
-            [*callback_configs, *bar], cast(CallbackTrainer, self), data_module
-        )
+        made = build_callbacks([*callback_configs, *bar], cast(CallbackTrainer, self), data_module)
+        # What the others log and remember of a step belongs into its checkpoint.
+        self.callbacks = sorted(made, key=lambda callback: isinstance(callback, ModelCheckpoint))
         check_folders(self.callbacks)
 
     def create_jitted_functions(self) -> None:

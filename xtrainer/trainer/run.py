@@ -26,6 +26,7 @@ from xtrainer.parallel import put_global
 from xtrainer.state import GuardState
 from xtrainer.step import PlacedBatch, StepReport
 from xtrainer.trainer.saving import MODEL_PARTS, checkpoint_callback, config_to_json
+from xtrainer.trainer.shared import choose_step
 from xtrainer.trainer.view import TrainerView
 from xtrainer.types import JSON, BatchLike, HostMetrics
 
@@ -51,6 +52,7 @@ def _train(
     results: dict[str, HostMetrics] = {}
     try:
         _start(trainer, plan, loaders, test_loader)
+        trainer.is_own_state = True
         results = run_training(trainer, loaders, plan)
         _LOG.info("%s", f"{_reason(trainer).value} {trainer.stop_detail}".rstrip())
         trainer.notify("on_training_end")
@@ -260,7 +262,10 @@ def _test_best(trainer: TrainerView, test_loader: Any) -> HostMetrics:
         )
     _LOG.info("Testing the best checkpoint, step %d.", best)
     try:
-        parts = restore_partial(callback.folder / str(best), MODEL_PARTS, last)
+        folder, damaged = choose_step(callback.folder, "best")
+        for path, problems in damaged.items():
+            _LOG.error("%s is damaged and is not tested: %s", path, "; ".join(problems[:5]))
+        parts = restore_partial(folder, MODEL_PARTS, last)
         trainer.state = last.replace(**parts)
         return trainer.test_model(
             test_loader, apply_callbacks=True, epoch_idx=trainer.progress.epoch

@@ -19,6 +19,7 @@ from xtrainer.checkpoint import (
 from xtrainer.config import Config
 from xtrainer.data import batch_spec, decode_spec, encode_spec
 from xtrainer.errors import CheckpointError, CheckpointNotFoundError, ConfigError, LoaderError
+from xtrainer.loop import OpenRows
 from xtrainer.optim import OptimizerConfig
 from xtrainer.parallel import copy_tree, put_global
 from xtrainer.state import Progress, TrainState
@@ -54,6 +55,7 @@ def gather_items(
 ) -> CheckpointItems:
     """Returns what a checkpoint of the present step holds."""
     state = trainer.state if save_optimizer_state else trainer.state.replace(opt_state=())
+    rows = trainer.row_keeper.open_rows()
     positions = trainer.sources.positions() if save_dataloader_state else {}
     own = {name: position.to_json() for name, position in positions.items()}
     meta = gather_meta(
@@ -65,6 +67,9 @@ def gather_items(
         batch_spec=encode_spec(batch_spec(trainer.exmp_batch)),
         mesh=trainer.mesh,
         metrics=metrics,
+        loggers=rows.loggers,
+        rows=rows.run,
+        ledger=trainer.ledger.to_json(),
     )
     return CheckpointItems(state, meta)
 
@@ -108,11 +113,19 @@ def check_folders(callbacks: Sequence[Callback]) -> None:
         )
 
 
-def load_step(trainer: TrainerView, step_folder: Path, load_optimizer: bool) -> int:
+def load_step(
+    trainer: TrainerView, step_folder: Path, load_optimizer: bool, own: bool = False
+) -> int:
     """Puts a checkpoint into a trainer; nothing of the trainer changes before all of it is read.
 
     With the optimizer a run goes on where it was: step, random numbers, progress, loader positions
     and callbacks. Without, the model is taken and training begins at step 0.
+
+    Args:
+        trainer: Takes it.
+        step_folder: Of the checkpoint.
+        load_optimizer: Take the state of training too.
+        own: Whether the checkpoint is of this trainer's own run, whose rows it goes on with.
 
     Returns:
         The checkpoint's step.
@@ -135,6 +148,10 @@ def load_step(trainer: TrainerView, step_folder: Path, load_optimizer: bool) -> 
         trainer.state, trainer.progress = state, progress
         trainer.sources.restore_later(positions, meta["process_count"])
         _load_callbacks(trainer.callbacks, meta["callbacks"])
+        trainer.restored_rows = OpenRows(meta["rows"], meta["loggers"] if own else None)
+        if own:
+            trainer.is_own_state = True
+            trainer.ledger.load_json(meta["ledger"])
     else:
         if load_optimizer:
             _LOG.warning(
@@ -297,9 +314,9 @@ def batch_from_meta(meta: Mapping[str, Any], exmp_input: BatchLike, batch_size: 
 def best_or_latest(folder: str | Path) -> Path:
     """Returns the best step of a run where one was tracked, else the newest one."""
     try:
-        return choose_step(folder, "best")
+        return choose_step(folder, "best")[0]
     except CheckpointNotFoundError:
-        return choose_step(folder, "latest")
+        return choose_step(folder, "latest")[0]
 
 
 def _typed(value: Any) -> Any:

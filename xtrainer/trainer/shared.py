@@ -1,12 +1,18 @@
 """What must be one thing on every process? Configs, the chosen step, the loaders' positions."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
-from xtrainer.checkpoint import find_step
+from xtrainer.checkpoint import choose_usable
 from xtrainer.data import LoaderPosition
-from xtrainer.errors import CheckpointError, CheckpointNotFoundError, ConfigError
+from xtrainer.errors import (
+    CheckpointCorruptError,
+    CheckpointError,
+    CheckpointNotFoundError,
+    ConfigError,
+    NoUsableCheckpointError,
+)
 from xtrainer.launch import (
     broadcast,
     gather,
@@ -53,22 +59,36 @@ def _settings(config: JSON, path: str = "") -> Iterator[tuple[str, JSON]]:
         yield from _settings(value, f"{path}.{name}" if path else str(name))
 
 
-def choose_step(folder: str | Path, which: StepIndex) -> Path:
-    """Returns the folder of a step; the main process looks, so that all take the same one.
+def choose_step(
+    folder: str | Path, which: StepIndex, skip: Collection[int] = ()
+) -> tuple[Path, dict[Path, list[str]]]:
+    """Returns the folder of a verified step, and what is wrong with those that came before it.
+
+    The main process looks, so that all take the same one.
 
     Raises:
         CheckpointNotFoundError: If there is no such checkpoint.
+        CheckpointCorruptError: If the one that was asked for is damaged.
+        NoUsableCheckpointError: If there are checkpoints, and all are damaged.
     """
-    said: dict[str, str] = {}
+    said: dict[str, JSON] = {}
     if is_main_process():
         try:
-            said = {"folder": str(find_step(Path(folder).expanduser(), which))}
-        except CheckpointNotFoundError as error:
-            said = {"missing": str(error)}
+            found = choose_usable(Path(folder).expanduser(), which, skip)
+            damaged = {str(path): problems for path, problems in found.damaged.items()}
+            said = {"folder": str(found.folder), "damaged": damaged}
+        except CheckpointError as error:
+            said = {"kind": type(error).__name__, "message": str(error)}
     said = broadcast(said, f"checkpoint {which!r} of {folder}")
-    if "missing" in said:
-        raise CheckpointNotFoundError(said["missing"])
-    return Path(said["folder"])
+    if "kind" in said:
+        raise _ERRORS.get(said["kind"], CheckpointError)(said["message"])
+    return Path(said["folder"]), {Path(path): p for path, p in said["damaged"].items()}
+
+
+_ERRORS = {
+    error.__name__: error
+    for error in (CheckpointNotFoundError, CheckpointCorruptError, NoUsableCheckpointError)
+}
 
 
 def merge_positions(own: Mapping[str, JSON]) -> dict[str, JSON]:

@@ -44,6 +44,7 @@ class TrainerView(LoopTrainer, Protocol):
     has_validation: bool
     total_steps: int | None
     logger: LoggerTool
+    is_own_state: bool
 
     @property
     def log_path(self) -> Path | None:

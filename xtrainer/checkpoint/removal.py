@@ -1,0 +1,87 @@
+"""What happens to folders that are no steps any more? Moved aside, or removed, never half.
+
+``7.saving`` is being written or was left by a killed save; ``7.removed`` is about to go;
+``corrupt-7`` was damaged and ``superseded-7`` belongs to a course of training that was left:
+neither is looked at again.
+"""
+
+import logging
+import os
+import re
+import shutil
+from concurrent.futures import Executor
+from pathlib import Path
+
+from xtrainer.checkpoint.commit import reached
+from xtrainer.checkpoint.durable import rename
+
+_log = logging.getLogger(__name__)
+_LEFT = re.compile(r"(0|[1-9]\d*)\.(saving|removed)")
+_SUPERSEDED = "superseded"
+
+
+def saving_folder(folder: Path, step: int) -> Path:
+    """Returns where a step is written before it is whole."""
+    return folder / f"{step}.saving"
+
+
+def clean(folder: Path) -> None:
+    """Removes what killed saves and interrupted removals left, and nothing else."""
+    for path in folder.iterdir():
+        if _LEFT.fullmatch(path.name):
+            remove_tree(path)
+
+
+def remove_step(path: Path, remover: Executor) -> None:
+    """Removes a step; renamed first, so that a kill in between leaves no half step.
+
+    The files go in the background, which for large ones takes as long as some steps of training.
+    """
+    removed = path.with_name(f"{path.name}.removed")
+    reached("removing")
+    try:
+        rename(path, removed)
+    except OSError as error:
+        _log.warning("The old step %s could not be removed: %s", path, error)
+    else:
+        remover.submit(remove_tree, removed)
+    reached("removed")
+
+
+def remove_tree(path: Path) -> None:
+    """Removes a folder and says so where it cannot; a link and a file are left."""
+    try:
+        if path.is_symlink() or not path.is_dir():
+            return
+        shutil.rmtree(path)
+    except OSError as error:
+        _log.warning("%s could not be removed: %s", path, error)
+
+
+def set_aside(path: Path, problems: list[str]) -> None:
+    """Renames a damaged step to ``corrupt-STEP``, and says what is wrong with it."""
+    _move(path, "corrupt")
+    _log.error("%s is damaged and was set aside: %s", path, "; ".join(problems[:5]))
+
+
+def supersede(path: Path) -> None:
+    """Renames a step of a course that was left to ``superseded-STEP``."""
+    _move(path, _SUPERSEDED)
+    _log.warning("%s belongs to a course of training that is left: set aside", path)
+
+
+def remove_superseded(folder: Path, newest: int, remover: Executor) -> None:
+    """Removes superseded steps that the present course has passed."""
+    for path in folder.glob(f"{_SUPERSEDED}-*"):
+        step = path.name.split("-")[1]
+        if step.isdecimal() and int(step) <= newest:
+            remover.submit(remove_tree, path)
+
+
+def _move(path: Path, prefix: str) -> None:
+    new = path.with_name(f"{prefix}-{path.name}")
+    number = 1
+    while os.path.lexists(new):
+        number += 1
+        new = path.with_name(f"{prefix}-{path.name}-{number}")
+    rename(path, new)

@@ -1,0 +1,136 @@
+"""Where does a run go on? At the newest checkpoint that can be trusted, or as it is told."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from xtrainer.callbacks import Callback, ModelCheckpoint
+from xtrainer.checkpoint import set_aside
+from xtrainer.errors import (
+    CheckpointCorruptError,
+    CheckpointError,
+    CheckpointNotFoundError,
+    ConfigError,
+    NoUsableCheckpointError,
+)
+from xtrainer.launch import is_main_process
+from xtrainer.trainer.saving import checkpoint_folder, load_step
+from xtrainer.trainer.shared import StepIndex, choose_step
+from xtrainer.trainer.view import TrainerView
+
+_LOG = logging.getLogger(__name__)
+
+Resume = Literal["auto", "must", "never"] | int | str | Path
+"""Where a run goes on, see :meth:`xtrainer.TrainerModule.train_model`."""
+
+
+def resume_run(trainer: TrainerView, resume: Resume) -> None:
+    """Puts a trainer where its run is to go on.
+
+    Raises:
+        ConfigError: If ``resume`` is nothing that can be followed.
+        CheckpointNotFoundError: If there must be a checkpoint, and there is none.
+        NoUsableCheckpointError: If there are checkpoints, and none can be used.
+    """
+    if isinstance(resume, bool) or not isinstance(resume, int | str | Path):
+        raise ConfigError(
+            f"resume: found {resume!r}, expected 'auto', 'must', 'never', a step or a folder."
+        )
+    if resume == "never" or (resume == "auto" and trainer.is_own_state):
+        return
+    if isinstance(resume, int):
+        load_usable(trainer, checkpoint_folder(trainer), resume, own=True)
+        return
+    if resume not in ("auto", "must"):
+        load_usable(trainer, Path(resume).expanduser(), "latest", own=False)
+        return
+    folders = resume_folders(trainer.callbacks)
+    found = [(found, folder) for folder in folders if (found := _newest(folder)) is not None]
+    if found:
+        load_usable(trainer, max(found)[1], "latest", own=True)
+    elif resume == "must":
+        raise CheckpointNotFoundError(
+            f"resume='must': found no checkpoint in {[str(folder) for folder in folders]}, "
+            "expected one to go on from. Check the run folder, or use resume='auto'."
+        )
+
+
+def resume_folders(callbacks: Sequence[Callback]) -> list[Path]:
+    """Returns the folders of checkpoints that a run can go on from."""
+    return [
+        callback.folder
+        for callback in callbacks
+        if isinstance(callback, ModelCheckpoint) and callback.config.save_optimizer_state
+    ]
+
+
+def _newest(folder: Path) -> int | None:
+    """Returns the newest usable step, None where there is no checkpoint at all."""
+    try:
+        return int(choose_step(folder, "latest")[0].name)
+    except CheckpointNotFoundError:
+        return None
+
+
+def load_usable(
+    trainer: TrainerView, folder: Path, which: StepIndex, own: bool, load_optimizer: bool = True
+) -> Path:
+    """Loads the newest or best checkpoint that is whole, or exactly the step that was asked for.
+
+    Args:
+        trainer: Nothing of it changes before all of a checkpoint was read.
+        folder: Of the run, its checkpoints or one step.
+        which: A step, ``"best"`` or ``"latest"``.
+        own: Whether the run is this trainer's: it goes on with its rows, and damaged checkpoints
+            are set aside.
+        load_optimizer: Take the state of training too.
+
+    Returns:
+        The step's folder.
+
+    Raises:
+        CheckpointError: If it does not fit the trainer.
+        CheckpointNotFoundError: If there is no such checkpoint.
+        NoUsableCheckpointError: If there are checkpoints, and none can be used.
+    """
+    bad: dict[Path, list[str]] = {}
+    skip: set[int] = set()
+    while True:
+        try:
+            step_folder, damaged = choose_step(folder, which, skip)
+        except NoUsableCheckpointError as error:
+            for path, problems in bad.items():
+                error.add_note(f"Besides, {path}: {problems[0]}")
+            raise
+        except CheckpointNotFoundError as error:
+            if bad:  # the only ones there were had to be skipped
+                raise NoUsableCheckpointError(
+                    "\n".join(problems[0] for problems in bad.values())
+                ) from error
+            raise
+        bad |= damaged
+        try:
+            load_step(trainer, step_folder, load_optimizer, own)
+        except CheckpointCorruptError as error:
+            if isinstance(which, int) or step_folder == folder:
+                raise
+            bad[step_folder] = [str(error)]
+            skip.add(int(step_folder.name))
+            continue
+        _report(bad, own)
+        return step_folder
+
+
+def _report(damaged: dict[Path, list[str]], own: bool) -> None:
+    for path, problems in damaged.items():
+        if not own:
+            _LOG.warning("%s is damaged and was passed over: %s", path, "; ".join(problems[:5]))
+        elif is_main_process():
+            try:
+                set_aside(path, problems)
+            except OSError as error:
+                raise CheckpointError(
+                    f"{path}: found a damaged checkpoint, which could not be set aside ({error}). "
+                    "Move it away."
+                ) from error
