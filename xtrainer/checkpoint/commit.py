@@ -64,12 +64,22 @@ class Commit:
     format_version: int = FORMAT_VERSION
 
 
+def nobody(moment: str) -> None:
+    """Does nothing."""
+
+
+watcher: Callable[[str], None] = nobody
+"""Told of every moment of a save; tests that kill one put something else here."""
+
+
 def reached(moment: str) -> None:
-    """Does nothing; tests of killed saves put something else here.
+    """Says that a save has come to a moment.
 
     Args:
-        moment: ``begun, arrays, meta, synced, record, committed, removing, removed``.
+        moment: ``begun, meta, arrays, synced, record, committed``, and of old steps ``removing``
+            and ``removed``.
     """
+    watcher(moment)
 
 
 def begin_attempt(folder: Path) -> RunId:
