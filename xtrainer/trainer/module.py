@@ -81,7 +81,7 @@ class TrainerModule(TrainerParts):
 
         Returns:
             ``val_epoch_N``, ``val_step_N`` and ``test`` with metrics by name; with several sets the
-            names begin with ``SET_``.
+            names begin with ``SET_``. After a resume the newest validation before it is there too.
 
         Raises:
             ConfigError: For both or neither of ``num_epochs`` and ``num_train_steps``.
@@ -94,7 +94,7 @@ class TrainerModule(TrainerParts):
             num_epochs,
             num_train_steps,
             steps_per_epoch,
-            config.logger.log_every_n_steps if config.logger else 50,
+            self.log_every_n_steps,
             config.check_val_every_n_epoch,
             config.check_val_every_n_steps,
         )
@@ -183,6 +183,12 @@ class TrainerModule(TrainerParts):
         return self.trainer_config.max_steps_in_flight
 
     @property
+    def log_every_n_steps(self) -> int:
+        """Steps of a row."""
+        logger = self.trainer_config.logger
+        return logger.log_every_n_steps if logger else 50
+
+    @property
     def nonfinite_limit(self) -> int | None:
         """Refused steps in a row that end the run."""
         return self.trainer_config.nonfinite_limit
@@ -210,7 +216,7 @@ class TrainerModule(TrainerParts):
         own = type(self).on_training_step is not Hooks.on_training_step
         hooks = [StepHook(every(1), self.on_training_step, False)] if own else []
         for c in self.callbacks:
-            if c.next_step(self.global_step) is not None:
+            if c.watches_steps():
                 settled = c.needs_settled_state
                 hooks.append(StepHook(c.next_step, c.on_training_step, settled, c.account))
         return hooks

@@ -37,6 +37,8 @@ def resume_run(trainer: TrainerView, resume: Resume) -> None:
         raise ConfigError(
             f"resume: found {resume!r}, expected 'auto', 'must', 'never', a step or a folder."
         )
+    if isinstance(resume, str) and resume.isdecimal():  # as a command line gives it
+        resume = int(resume)
     if resume == "never" or (resume == "auto" and trainer.is_own_state):
         return
     if isinstance(resume, int):
