@@ -26,6 +26,7 @@ from xtrainer.step import TrainExecutor
 from xtrainer.trainer import overview, run, saving, shared
 from xtrainer.trainer import resume as resuming
 from xtrainer.trainer.parts import TrainerParts
+from xtrainer.trainer.pretrained import PretrainedMap, load_mapped
 from xtrainer.types import BatchLike, HostMetrics
 
 
@@ -312,6 +313,8 @@ class TrainerModule(TrainerParts):
         val_loader: Any = None,
         test_loader: Any = None,
         delete_params_before_loading: bool = True,
+        param_map: PretrainedMap | None = None,
+        dry_run: bool = False,
     ) -> int:
         """Takes the model of another run, which is only read, and returns the step it was saved at.
 
@@ -326,13 +329,21 @@ class TrainerModule(TrainerParts):
             test_loader: The same.
             delete_params_before_loading: Free the present parameters as soon as the new ones are
                 read. They are kept until then: a failed load changes nothing.
+            param_map: What may differ between the models; only parameters and mutable collections
+                are taken then, and a table says what became of each.
+            dry_run: Log that table and load nothing.
 
         Raises:
             CheckpointNotFoundError: If there is no such checkpoint.
             CheckpointError: If it does not fit this trainer.
         """
         which = "best" if load_best else saving.step_index(step_idx)
-        old, folder = self.state, Path(checkpoint_path).expanduser()
+        folder = Path(checkpoint_path).expanduser()
+        if param_map is not None or dry_run:
+            step_folder, _ = shared.choose_step(folder, which)
+            self.state = load_mapped(self.state, step_folder, param_map or PretrainedMap(), dry_run)
+            return int(step_folder.name)
+        old = self.state
         step_folder = resuming.load_usable(self, folder, which, False, load_optimizer)
         if delete_params_before_loading:
             saving.delete_model(old, kept=self.state)
