@@ -15,6 +15,7 @@ from xtrainer.errors import (
     NoUsableCheckpointError,
 )
 from xtrainer.launch import is_main_process
+from xtrainer.loop import OpenRows
 from xtrainer.trainer.saving import checkpoint_folder, load_step
 from xtrainer.trainer.shared import StepIndex, choose_step
 from xtrainer.trainer.view import TrainerView
@@ -39,8 +40,15 @@ def resume_run(trainer: TrainerView, resume: Resume) -> None:
         )
     if isinstance(resume, str) and resume.isdecimal():  # as a command line gives it
         resume = int(resume)
-    if resume == "never" or (resume == "auto" and trainer.is_own_state):
-        return
+    if resume != "never" and not (resume == "auto" and trainer.is_own_state):
+        _load(trainer, resume)
+    if not trainer.is_own_state:
+        # The run begins here: later rows in its folder are those of an earlier one.
+        run = None if trainer.restored_rows is None else trainer.restored_rows.run
+        trainer.restored_rows = OpenRows(run, {})
+
+
+def _load(trainer: TrainerView, resume: Resume) -> None:
     if isinstance(resume, int):
         load_usable(trainer, checkpoint_folder(trainer), resume, own=True)
         return
