@@ -58,7 +58,8 @@ def main(arguments: list[str]) -> None:
     experiment = load_experiment(path)
     config = parse_config(experiment.get_config(), overrides)
     watch_batches(Path(journal))
-    assert experiment.run is not None
+    if experiment.run is None:
+        raise UsageError(f"{path}: found no function run(config). Add one that trains.")
     numbers = (int(kill_at), int(save_every))
     enable_compilation_cache(Path(folder).parent / CACHE)
     experiment.run(watched(config, Path(folder), Path(journal), *numbers))
