@@ -158,3 +158,15 @@ def test_a_tpu_that_is_not_there_is_planned_for(tmp_path: Path) -> None:
     assert plan["platform"] == "tpu" and plan["train"]["memory"]["code"] > 0
     done = run(BYTE_LM, "--target=v5e:3x3", folder=tmp_path)
     assert done.returncode == 2 and "found 'v5e:3x3'" in done.stderr
+
+
+def test_settings_that_nothing_reads_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = '"data": {"batch_size": 16'
+    text = SMALL.replace(data, f'{data}, "shuffel": True, "shuffle": True')
+    text += "\n\ndef make_loaders(data):\n    return data.shuffle\n"
+    assert main(["plan", write_experiment(tmp_path, text), "--no-compile"]) == 0
+    said = capsys.readouterr().out
+    assert "config.data.shuffel: nothing reads it" in said
+    assert said.count("nothing reads it") == 1

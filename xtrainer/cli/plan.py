@@ -1,6 +1,7 @@
 """``xtrainer plan``: what will this run need, and will it fit? Nothing is run, no data is read."""
 
 import argparse
+import dataclasses
 import json
 import re
 import time
@@ -11,8 +12,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from xtrainer.cli.devices import choose_devices
-from xtrainer.cli.experiment import UsageError, config_problems, load_experiment
+from xtrainer.cli.experiment import Experiment, UsageError, config_problems, load_experiment
 from xtrainer.cli.tables import print_plan, print_problems
+from xtrainer.cli.unused import noting_reads, unused_settings
 from xtrainer.config import Config, parse_config
 from xtrainer.errors import ConfigError, XTrainerError
 from xtrainer.parallel import build_mesh
@@ -77,7 +79,7 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     plan = None
     if not problems:
         try:
-            plan = _make_plan(experiment.make_trainer, config, devices, options)
+            plan = _make_plan(experiment, config, devices, options)
         except ConfigError as error:
             problems = list(error.problems)
         except XTrainerError as error:
@@ -103,13 +105,13 @@ def _read_config(config: ConfigDict, overrides: Sequence[str]) -> tuple[ConfigDi
 
 
 def _make_plan(
-    make_trainer: Any, config: Any, devices: list[Any], options: argparse.Namespace
+    experiment: Experiment, config: Any, devices: list[Any], options: argparse.Namespace
 ) -> RunPlan:
     model = Config.from_config_dict(ModelConfig, config.model)
     mesh = build_mesh(model.parallel, devices)
-    with shapes_only():
-        trainer = make_trainer(config, mesh=mesh)
-    return plan_run(
+    with shapes_only(), noting_reads(config) as seen:
+        trainer = experiment.make_trainer(config, mesh=mesh)
+    plan = plan_run(
         trainer,
         config.get("num_epochs"),
         config.get("num_train_steps"),
@@ -118,6 +120,11 @@ def _make_plan(
         compile_steps=not options.no_compile,
         memory_limit=options.memory_limit,
     )
+    unused = unused_settings(config, seen, experiment.path, experiment.get_config)
+    notes = [
+        f"config.{name}: nothing reads it. Is it spelt as its reader would?" for name in unused
+    ]
+    return dataclasses.replace(plan, notes=(*plan.notes, *notes))
 
 
 def _write(path: Path, plan: RunPlan | None, problems: list[str]) -> None:
