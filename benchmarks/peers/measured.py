@@ -12,7 +12,7 @@ import jax
 from benchmarks import lengths
 from benchmarks.measure import Pairs, Row
 from benchmarks.models import Task, ballast_task, gpt_task, leaves_task, mlp_task
-from benchmarks.peers.peer import CASE, Course, Peer
+from benchmarks.peers.peer import CASE, FULL_STEPS, Course, Peer
 from benchmarks.saving import (
     longest,
     lost,
@@ -68,7 +68,7 @@ def leaves(peer: Peer, repeats: int, counts: Sequence[int] = tuple(LEAVES)) -> l
     """Returns a row for each number of arrays."""
     rows = []
     for count in counts:
-        steps = min(LEAVES.get(count, LARGE_STEPS), peer.steps)
+        steps = max(1, LEAVES.get(count, LARGE_STEPS) * peer.steps // FULL_STEPS)
         pairs = pairs_of(peer, leaves_task(count), steps, repeats)
         rows.append(pairs.row("leaves", f"{count} arrays", who=peer.name, note=peer.note))
     return rows

@@ -13,6 +13,8 @@ from benchmarks.peers.turns import Turns
 CASE = "log every 50"
 ALL_HOOKS = "log every step"
 LOG_EVERY = 50
+FULL_STEPS = 500
+"""Of a turn of the tiny network; peers that are slow may take fewer."""
 
 Evaluate = Callable[[int], tuple[float, float | None]]
 """From a number of batches to the mean loss, and to the accuracy where there is one."""
@@ -79,7 +81,7 @@ class Peer:
         evaluators: The bare evaluation of a task and the peer's own.
         missing: By workload, why it is not measured.
         cases: By further case of the tiny network, the fields of :class:`Course` and a note.
-        steps: Steps of a turn of the tiny network.
+        steps: Steps of a turn of the tiny network; of many arrays, fewer in proportion.
         bare_start: The script that the peer's start is compared with.
         keeps_compiled: Whether there are compiled programs that a second start could find.
         checkpoint: What is saved, and against what.
@@ -91,7 +93,7 @@ class Peer:
     evaluators: Callable[[Task], tuple[Evaluate, Evaluate]] | None = None
     missing: Mapping[str, str] = field(default_factory=dict)
     cases: Mapping[str, tuple[dict[str, Any], str]] = field(default_factory=dict)
-    steps: int = 500
+    steps: int = FULL_STEPS
     bare_start: str = "benchmarks.starts.bare"
     keeps_compiled: bool = True
     checkpoint: str = "Bare: the same state with Orbax alone, asynchronous, one step kept."
