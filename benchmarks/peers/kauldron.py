@@ -165,4 +165,5 @@ PEER = Peer(
         "no metrics, norms or checkpoints; a progress bar, which cannot be left out, goes to a file"
     ),
     missing={"accumulate": "Kauldron has no accumulation of its own, only that of Optax"},
+    waits=False,
 )

@@ -113,4 +113,5 @@ PEER = Peer(
         "a Linen model in a JaxLayer; fit with a callback, without a progress bar; a generator "
         "gives the batches; Keras sums its metrics at every step and logs nothing"
     ),
+    waits=False,
 )

@@ -24,7 +24,7 @@ from levanter.trainer import Trainer, TrainerConfig
 
 from benchmarks.models import Batch, Task
 from benchmarks.peers.jax_loop import bare_evaluate, make_bare, on_host
-from benchmarks.peers.peer import ALL_HOOKS, Course, Evaluate, Peer, Trained, init_params
+from benchmarks.peers.peer import ALL_HOOKS, ORBAX, Course, Evaluate, Peer, Trained, init_params
 from benchmarks.peers.turns import Turns
 
 NEVER = timedelta(days=365)
@@ -196,4 +196,5 @@ PEER = Peer(
         )
     },
     steps=100,  # a step takes milliseconds
+    checkpoint=f"{ORBAX} Levanter keeps all steps.",
 )

@@ -47,6 +47,11 @@ def pairs_of(peer: Peer, task: Task, steps: int, repeats: int, **settings: Any) 
         return peer.train(task, course).turns.pairs
 
 
+def lacks(peer: Peer, workload: str, why: str, case: str = "") -> Row:
+    """Returns a row without values that says why there are none."""
+    return Row(workload, case, who=peer.name, note=f"not available: {why}")
+
+
 def mlp(peer: Peer, repeats: int, steps: int | None = None) -> list[Row]:
     """Returns a row for each case of the tiny network."""
     rows = []
@@ -138,10 +143,14 @@ def checkpoint(
             stalled = [longest(moments) for moments in moments_of(turns.spans, turns.asked)]
             seconds_lost = lost(turns.bare_s), lost(turns.peer_s)
             rows += rows_of_saves(size, seconds_lost, (loop.stalls_s[1:], stalled), **texts)
+            if not peer.waits:
+                rows[-1] = lacks(
+                    peer, "checkpoint", "its steps wait for none before", rows[-1].case
+                )
             loop.make_room()
             if trained.restore is None:
-                note = f"not available: {peer.name} restores only where a training begins"
-                rows.append(Row("checkpoint", f"{size} MB, restore", who=peer.name, note=note))
+                why = "it restores only where a training begins"
+                rows.append(lacks(peer, "checkpoint", why, f"{size} MB, restore"))
             else:
                 rows.append(row_of_restores(size, loop.read, trained.restore, repeats, **texts))
             loop.close()
@@ -163,6 +172,5 @@ MEASURES: dict[str, Callable[..., list[Row]]] = {
 def measure(peer: Peer, workload: str, repeats: int, **sizes: Any) -> list[Row]:
     """Returns the rows of a peer on a workload; one that says why where it is not measured."""
     if workload in peer.missing:
-        note = f"not available: {peer.missing[workload]}"
-        return [Row(workload, "", who=peer.name, note=note)]
+        return [lacks(peer, workload, peer.missing[workload])]
     return MEASURES[workload](peer, repeats, **sizes)

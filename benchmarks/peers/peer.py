@@ -16,6 +16,8 @@ LOG_EVERY = 50
 FULL_STEPS = 500
 """Of a turn of the tiny network; peers that are slow may take fewer."""
 
+ORBAX = "Bare: the same state with Orbax alone, asynchronous, one step kept."
+
 Evaluate = Callable[[int], tuple[float, float | None]]
 """From a number of batches to the mean loss, and to the accuracy where there is one."""
 
@@ -84,6 +86,8 @@ class Peer:
         steps: Steps of a turn of the tiny network; of many arrays, fewer in proportion.
         bare_start: The script that the peer's start is compared with.
         keeps_compiled: Whether there are compiled programs that a second start could find.
+        waits: Whether a step waits for an earlier one. Otherwise many of them are dispatched at
+            once, and the time from one to the next says nothing.
         checkpoint: What is saved, and against what.
     """
 
@@ -96,7 +100,8 @@ class Peer:
     steps: int = FULL_STEPS
     bare_start: str = "benchmarks.starts.bare"
     keeps_compiled: bool = True
-    checkpoint: str = "Bare: the same state with Orbax alone, asynchronous, one step kept."
+    waits: bool = True
+    checkpoint: str = ORBAX
 
 
 def in_pieces(task: Task, pieces: int) -> list[Batch]:
