@@ -24,7 +24,7 @@ def compare(
     repeats: int,
     short: int = SHORT,
     long: int = LONG,
-    **texts: str,
+    **texts: Any,
 ) -> list[Row]:
     """Returns a row for a batch and one for what an evaluation costs once.
 
@@ -51,7 +51,7 @@ def joined(parts: list[Pairs]) -> Pairs:
     return Pairs(bare, [value for part in parts for value in part.framework])
 
 
-def rows_of_lengths(few: Pairs, many: Pairs, short: int, long: int, **texts: str) -> list[Row]:
+def rows_of_lengths(few: Pairs, many: Pairs, short: int, long: int, **texts: Any) -> list[Row]:
     """Returns the rows of evaluations of two lengths: what is spent for each batch, and once."""
     each = Pairs(
         slopes(few.bare, many.bare, long - short),

@@ -5,7 +5,6 @@ Kauldron divides rows over all devices that JAX finds; the bare loop does the sa
 
 import dataclasses
 import itertools
-import tempfile
 from collections.abc import Callable, Iterator
 from itertools import cycle
 from pathlib import Path
@@ -19,7 +18,7 @@ from kauldron.train.checkpoint_state import CheckpointState
 
 from benchmarks.models import Batch, Task
 from benchmarks.peers.jax_loop import bare_evaluate, make_bare, on_host
-from benchmarks.peers.peer import CASE, Course, Evaluate, Peer, Trained
+from benchmarks.peers.peer import CASE, Course, Evaluate, Peer, Trained, make_folder
 from benchmarks.peers.turns import Turns
 
 NEVER = 10**9
@@ -123,21 +122,20 @@ def train(task: Task, course: Course) -> Trained:
         **settings,
     )
     state, _ = trainer.train()
-    restore: Callable[[], Any] | None = None
-    if course.saves:
-
-        def restore() -> Any:
-            like = CheckpointState(trainer.state_specs, trainer._chrono, iter(trainer.train_ds))
-            return jax.block_until_ready(trainer.checkpointer.restore(like, donate=False)[0])
-    else:
+    if not course.saves:
         bare.run(1)  # Kauldron's last step is the one with the number num_train_steps
-    return Trained(turns, params_of(state), on_host(bare.params), restore)
+
+    def read() -> Any:
+        like = CheckpointState(trainer.state_specs, trainer._chrono, iter(trainer.train_ds))
+        return jax.block_until_ready(trainer.checkpointer.restore(like, donate=False)[0])
+
+    return Trained(turns, params_of(state), on_host(bare.params), read if course.saves else None)
 
 
 def evaluators(task: Task) -> tuple[Evaluate, Evaluate]:
     """Returns the bare evaluation and ``Evaluator.evaluate``."""
     accuracy = kd.metrics.Accuracy(logits="preds", labels="batch.targets")
-    folder = Path(tempfile.mkdtemp(prefix="xtrainer-benchmark-"))
+    folder = make_folder()
     trainer = make_trainer(task, folder, ready(task), writer=kd.train.metric_writer.NoopWriter())
     state = trainer.init_state()
     made: dict[int, Any] = {}

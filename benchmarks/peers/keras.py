@@ -1,6 +1,6 @@
 """Keras 3 on JAX: ``Model.fit`` against a hand-written loop with Flax and Optax."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import cycle
 from typing import Any
 
@@ -72,16 +72,16 @@ def train(task: Task, course: Course) -> Trained:
     turns = Turns(bare, course.steps)
     callbacks: list[Any] = [TurnsCallback(turns, course.steps * course.pieces)]
     batches: Iterator[Batch] = cycle(in_pieces(task, course.pieces))
-    restore: Callable[[], Any] | None = None
+    folder = str(course.folder / "keras")
     if course.saves:
-        batches, folder = turns.timed(batches), str(course.folder / "keras")
+        batches = turns.timed(batches)
         callbacks.append(
             keras.callbacks.OrbaxCheckpoint(folder, save_freq=2 * course.steps, max_to_keep=1)
         )
 
-        def restore() -> Any:
-            model.load_weights(folder)  # and the moments
-            return jax.block_until_ready([variable.value for variable in model.variables])
+    def read() -> Any:
+        model.load_weights(folder)  # and the moments
+        return jax.block_until_ready([variable.value for variable in model.variables])
 
     model.fit(
         in_tuples(batches),
@@ -90,7 +90,7 @@ def train(task: Task, course: Course) -> Trained:
         verbose=0,
         callbacks=callbacks,
     )
-    return Trained(turns, params_of(model), on_host(bare.params), restore)
+    return Trained(turns, params_of(model), on_host(bare.params), read if course.saves else None)
 
 
 def evaluators(task: Task) -> tuple[Evaluate, Evaluate]:

@@ -5,11 +5,9 @@ Levanter divides rows over all devices that JAX finds; the bare loop does the sa
 
 import dataclasses
 import functools
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from itertools import cycle
-from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -24,7 +22,16 @@ from levanter.trainer import Trainer, TrainerConfig
 
 from benchmarks.models import Batch, Task
 from benchmarks.peers.jax_loop import bare_evaluate, make_bare, on_host
-from benchmarks.peers.peer import ALL_HOOKS, ORBAX, Course, Evaluate, Peer, Trained, init_params
+from benchmarks.peers.peer import (
+    ALL_HOOKS,
+    ORBAX,
+    Course,
+    Evaluate,
+    Peer,
+    Trained,
+    init_params,
+    make_folder,
+)
 from benchmarks.peers.turns import Turns
 
 NEVER = timedelta(days=365)
@@ -162,8 +169,7 @@ def train(task: Task, course: Course) -> Trained:
 
 def evaluators(task: Task) -> tuple[Evaluate, Evaluate]:
     """Returns the bare evaluation and ``eval_loss_loop``, as ``add_eval_hook`` sets it up."""
-    folder = Path(tempfile.mkdtemp(prefix="xtrainer-benchmark-"))
-    course = Course(steps=1, turns=1, folder=folder)
+    course = Course(steps=1, turns=1, folder=make_folder())
     trainer, net = make_trainer(task, course, loss_and_accuracy_of), make_net(task)
     place = placer(trainer)
 

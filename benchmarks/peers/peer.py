@@ -1,5 +1,8 @@
 """What does an adapter tell of its peer? How it trains a task, and what it does not have."""
 
+import atexit
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -117,3 +120,10 @@ def init_params(task: Task) -> Any:
     """Returns parameters of a task, in the host's memory; always the same ones."""
     inputs = task.batches[0]["inputs"]
     return jax.device_get(jax.jit(task.model.init)(jax.random.key(0), inputs)["params"])
+
+
+def make_folder() -> Path:
+    """Returns a new folder that is removed at the end of the process."""
+    folder = tempfile.mkdtemp(prefix="xtrainer-benchmark-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)

@@ -1,7 +1,7 @@
 """Tunix: ``PeftTrainer`` over an NNX model against a hand-written loop with Flax and Optax."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import cycle, islice
 from typing import Any
 
@@ -118,17 +118,16 @@ def train(task: Task, course: Course) -> Trained:
         trainer = make_trainer(net, task, **options_of(course))
         trainer.with_training_hooks(TurnsHooks(net, turns, course.steps * course.pieces))
         batches: Iterator[Batch] = cycle(in_pieces(task, course.pieces))
-        restore: Callable[[], Any] | None = None
         if course.saves:
             trainer.is_managed_externally = True  # it would save once more at its end
             batches = turns.timed(batches)
 
-            def restore() -> Any:
-                trainer.checkpoint_manager.maybe_restore(net, trainer.optimizer)
-                return jax.block_until_ready((nnx.state(net), nnx.state(trainer.optimizer)))
+        def read() -> Any:
+            trainer.checkpoint_manager.maybe_restore(net, trainer.optimizer)
+            return jax.block_until_ready((nnx.state(net), nnx.state(trainer.optimizer)))
 
         trainer.train(islice(batches, course.total * course.pieces))
-    return Trained(turns, params_of(net), on_host(bare.params), restore)
+    return Trained(turns, params_of(net), on_host(bare.params), read if course.saves else None)
 
 
 def evaluators(task: Task) -> tuple[Evaluate, Evaluate]:
