@@ -24,9 +24,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         nargs="+",
         choices=names,
         metavar="NAME",
-        help="workloads or peers; all workloads where left out",
+        help="workloads and peers; where left out, all workloads, and of peers none",
     )
-    parser.add_argument("--peers", action="store_true", help="measure the peers as well")
+    parser.add_argument("--peers", action="store_true", help="measure all peers as well")
     parser.add_argument(
         "--repeats", type=int, help=f"pairs of each measurement; below {MIN_REPEATS} is a try-out"
     )
@@ -39,6 +39,21 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return found
 
 
+def chosen(options: argparse.Namespace) -> tuple[list[str], list[str], bool]:
+    """Returns workloads, peers, and whether xtrainer is measured.
+
+    Peers that are named are measured alone.
+
+    Example:
+        >>> chosen(parse(["--only", "gpt", "keras"]))
+        (['gpt'], ['keras'], False)
+    """
+    only = options.only or []
+    workloads = [name for name in WORKLOADS if name in only] or list(WORKLOADS)
+    peers = [name for name in PEERS if options.peers or name in only]
+    return workloads, peers, options.peers or not peers
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measures and shows."""
     options = parse(arguments)
@@ -48,9 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     # A stop by the system ends the child process as Ctrl-C does, rather than leaving it behind.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    only = options.only or list(WORKLOADS)
-    peers = [name for name in PEERS if options.peers or name in only]
-    result = measure_all([name for name in WORKLOADS if name in only], peers, options.repeats)
+    workloads, peers, ours = chosen(options)
+    result = measure_all(workloads, peers, options.repeats, ours=ours)
     print(f"\n{report.table(result['rows'])}\n\n{report.facts(result['machines'])}")
     if options.json is not None:
         options.json.parent.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.catalog import OTHER_REPEATS, PEERS, REPEATS, missing_packages
+from benchmarks.catalog import OTHER_REPEATS, REPEATS, missing_packages
 from benchmarks.measure import Row
 from benchmarks.report import cells
 
@@ -18,7 +18,7 @@ VIRTUAL = "--xla_force_host_platform_device_count=8"
 LAST_LINES = 12
 
 
-def environment_of(name: str) -> dict[str, str]:
+def environment_of(workload: str, peer: str | None = None) -> dict[str, str]:
     """Returns the environment of a child.
 
     Only the workload ``devices`` asks for a platform: its eight devices are those of a CPU, unless
@@ -28,29 +28,37 @@ def environment_of(name: str) -> dict[str, str]:
     found = dict(os.environ)
     paths = (str(ROOT), found.get("PYTHONPATH", ""))
     found["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
-    if name == "devices" and "XLA_FLAGS" not in found:
+    if workload == "devices" and "XLA_FLAGS" not in found:
         found |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": VIRTUAL}
-    if name == "keras":
+    if peer == "keras":
         found["KERAS_BACKEND"] = "jax"
-    if name == "start":
+    if workload == "start":
         found.pop("JAX_COMPILATION_CACHE_DIR", None)
     return found
 
 
 def run_child(
-    name: str, repeats: int, options: dict[str, Any] | None = None
+    workload: str, repeats: int, options: dict[str, Any] | None = None, peer: str | None = None
 ) -> tuple[list[Row], dict[str, Any]]:
-    """Returns the rows of a workload or a peer, and the machine as its process saw it.
+    """Returns the rows of a workload, and the machine as its process saw it.
 
     A process that fails gives a row that says so, with the last line of what it printed.
+
+    Args:
+        workload: Name of the catalog.
+        repeats: Pairs of each measurement.
+        options: More arguments of the measurement.
+        peer: Who is measured; None: xtrainer.
     """
     with tempfile.TemporaryDirectory(prefix="xtrainer-benchmark-") as folder:
         file, log = Path(folder, "rows.json"), Path(folder, "output.txt")
-        command = [sys.executable, "-m", "benchmarks.child", name, str(file)]
+        command = [sys.executable, "-m", "benchmarks.child", workload, str(file)]
         command += ["--repeats", str(repeats), "--options", json.dumps(options or {})]
+        command += [] if peer is None else ["--peer", peer]
+        environment = environment_of(workload, peer)
         with log.open("w", encoding="utf-8") as output:
             result = subprocess.run(
-                command, cwd=folder, env=environment_of(name), stdout=output, stderr=output
+                command, cwd=folder, env=environment, stdout=output, stderr=output
             )
         if result.returncode == 0 and file.exists():  # Lightning ends with 0 when it is killed
             found = json.loads(file.read_text(encoding="utf-8"))
@@ -58,21 +66,18 @@ def run_child(
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     print("\n".join(lines[-LAST_LINES:]), file=sys.stderr)
     last = lines[-1].strip()[:200] if lines else "without a word"
-    who = name if name in PEERS else "xtrainer"
     case = f"failed with status {result.returncode}"
-    return [Row(name if who == "xtrainer" else "mlp", case, who=who, note=last)], {}
+    return [Row(workload, case, who=peer or "xtrainer", note=last)], {}
 
 
-def repeats_of(name: str, asked: int | None) -> int:
+def repeats_of(workload: str, asked: int | None) -> int:
     """Returns how often a workload is repeated.
 
     Example:
         >>> repeats_of("gpt", None), repeats_of("gpt", 3)
         (7, 3)
     """
-    if asked is not None:
-        return asked
-    return REPEATS["mlp"] if name in PEERS else REPEATS.get(name, OTHER_REPEATS)
+    return REPEATS.get(workload, OTHER_REPEATS) if asked is None else asked
 
 
 def measure_all(
@@ -80,6 +85,7 @@ def measure_all(
     peers: Sequence[str],
     repeats: int | None,
     say: Callable[[str], None] = print,
+    ours: bool = True,
 ) -> dict[str, Any]:
     """Returns everything that was measured: ``rows`` and, by name, ``machines``.
 
@@ -88,18 +94,21 @@ def measure_all(
         peers: The same; one that is not installed gives a row that says so.
         repeats: Pairs of each measurement; None: the defaults.
         say: Told what is under way.
+        ours: Whether xtrainer is measured as well.
     """
     rows: list[Row] = []
     machines: dict[str, Any] = {}
-    for name in [*workloads, *peers]:
-        missing = missing_packages(name) if name in PEERS else []
+    for peer in [None, *peers] if ours else peers:
+        missing = missing_packages(peer) if peer else []
         if missing:
             note = f"not installed: pip install {' '.join(missing)}"
-            rows.append(Row("mlp", "log every 50", who=name, note=note))
+            rows.append(Row("all", "", who=peer or "", note=note))
             continue
-        say(f"measuring {name} ...")
-        found, machines[name] = run_child(name, repeats_of(name, repeats))
-        rows += found
-        for row in found:  # a long run that is cut short has said something
-            say(f"  {' | '.join(cells(row)[1:-1])}")
+        for workload in workloads:
+            name = f"{peer} {workload}" if peer else workload
+            say(f"measuring {name} ...")
+            found, machines[name] = run_child(workload, repeats_of(workload, repeats), peer=peer)
+            rows += found
+            for row in found:  # a long run that is cut short has said something
+                say(f"  {' | '.join(cells(row)[1:-1])}")
     return {"rows": rows, "machines": machines}

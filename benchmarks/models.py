@@ -23,12 +23,16 @@ class Task:
         model: A Flax Linen module whose ``apply`` gives logits.
         optimizer: Any Optax transformation.
         batches: Host batches with ``inputs`` and ``targets``, read again and again.
+        rate: Of ``optimizer``, for peers that bring an Adam of their own.
+        epsilon: The same.
     """
 
     name: str
     model: nn.Module
     optimizer: optax.GradientTransformation
     batches: list[Batch]
+    rate: float = 1e-3
+    epsilon: float = 1e-8
 
     def loader(self, length: int | None = None) -> "Loader":
         """Returns the batches over and over, or as many as asked for."""
@@ -169,4 +173,5 @@ def ballast_task(megabytes: int, layers: int = 50, rows: int = 8) -> Task:
     """Returns a model whose parameters and two moments have about so many megabytes."""
     width = max(8, round((megabytes * 1e6 / (3 * 4 * layers)) ** 0.5))
     model = Ballast(layers, width)
-    return Task(f"{megabytes} MB", model, optax.adam(1e-6), rows_of(width, width, rows))
+    batches = rows_of(width, width, rows)
+    return Task(f"{megabytes} MB", model, optax.adam(1e-6), batches, rate=1e-6)

@@ -4,115 +4,164 @@ Kauldron divides rows over all devices that JAX finds; the bare loop does the sa
 """
 
 import dataclasses
-import tempfile
-import time
+import itertools
+from collections.abc import Callable, Iterator
 from itertools import cycle
+from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
-import numpy as np
 from kauldron import kd, kontext
 from kauldron.data.iterators import NonCheckpointableIterator
+from kauldron.train.checkpoint_state import CheckpointState
 
-from benchmarks.bare import BareLoop
-from benchmarks.measure import Pairs, Row
-from benchmarks.models import MLP, Batch, Task, mlp_task
-from benchmarks.peers import CASE, CLASSES, ROWS, STEPS, WIDTH
+from benchmarks.models import Batch, Task
+from benchmarks.peers.jax_loop import bare_evaluate, make_bare, on_host
+from benchmarks.peers.peer import CASE, Course, Evaluate, Peer, Trained, make_folder
+from benchmarks.peers.turns import Turns
 
-LOG_EVERY = 50
 NEVER = 10**9
 
 
-class Net(MLP):
-    """The tiny network, told where its argument ``x`` comes from."""
+class Net(nn.Module):
+    """A model, told where its argument comes from."""
 
-    x: kontext.Key = "batch.inputs"
+    model: nn.Module
+    inputs: kontext.Key = "batch.inputs"
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Returns logits."""
+        return self.model(inputs)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Endless(kd.data.Pipeline):
-    """Ready batches, over and over."""
+class Ready(kd.data.Pipeline):
+    """Ready batches: over and over, or as many as asked for."""
 
     batches: list[Batch]
+    length: int | None = None
+    timed: Callable[[Iterator[Batch]], Iterator[Batch]] | None = None
 
     def __iter__(self) -> Any:
         """Starts again with the first batch."""
-        return NonCheckpointableIterator(source=self, iter=cycle(self.batches))
+        batches: Iterator[Batch] = itertools.islice(cycle(self.batches), self.length)
+        if self.timed is not None:
+            batches = self.timed(batches)
+        return NonCheckpointableIterator(source=self, iter=batches)
 
+    def __len__(self) -> int:
+        """Returns the number of batches.
 
-class Turns:
-    """Takes turns with a bare loop, as ``benchmarks.against.Turns`` does."""
-
-    def __init__(self, bare: BareLoop, steps: int) -> None:
-        self.bare, self.steps = bare, steps
-        self.bare_s: list[float] = []
-        self.kauldron_s: list[float] = []
-        self.start: float | None = None
-
-    def change(self, state: Any) -> None:
-        """Ends a turn and begins the next."""
-        jax.block_until_ready(state)
-        if self.start is not None:
-            self.kauldron_s.append((time.perf_counter() - self.start) / self.steps)
-        with jax.transfer_guard("allow"):  # Kauldron's own guard reaches as far as here
-            seconds = self.bare.run(self.steps) / self.steps
-        if self.start is not None:
-            self.bare_s.append(seconds)
-        self.start = time.perf_counter()
+        Raises:
+            TypeError: If there is no end.
+        """
+        if self.length is None:
+            raise TypeError("Endless batches have no length.")
+        return self.length
 
 
 class TurnsEvaluator(kd.evals.EvaluatorBase):
-    """What Kauldron calls before a step; it is copied, so that :class:`Turns` is apart from it."""
+    """What Kauldron calls before a step; it is copied, so that the turns are apart from it."""
 
     turns: Turns
 
     def evaluate(self, state: Any, step: int) -> None:
         """Ends a turn and begins the next; there is nothing to log."""
-        self.turns.change(state)
+        with jax.transfer_guard("allow"):  # Kauldron's own guard reaches as far as here
+            self.turns.change(state)
 
 
-def make_trainer(task: Task, folder: str, **settings: Any) -> Any:
+def ready(task: Task, **settings: Any) -> Ready:
+    """Returns the batches of a task; its loss wants a last axis of length one."""
+    batches = [{**batch, "targets": batch["targets"][..., None]} for batch in task.batches]
+    return Ready(batch_size=len(batches[0]["inputs"]), batches=batches, **settings)
+
+
+def make_trainer(task: Task, folder: Path, data: Ready, **settings: Any) -> Any:
     """Returns a trainer that logs the loss and its own timings to TensorBoard."""
-    # Its loss wants a last axis of length one.
-    batches = [{**batch, "targets": batch["targets"][:, None]} for batch in task.batches]
     loss = kd.losses.SoftmaxCrossEntropyWithIntLabels(logits="preds", labels="batch.targets")
     return kd.train.Trainer(
         workdir=folder,
-        train_ds=Endless(batch_size=ROWS, batches=batches),
-        model=Net((WIDTH,) * 4 + (CLASSES,)),
+        train_ds=data,
+        model=Net(task.model),
         optimizer=task.optimizer,
         train_losses={"loss": loss},
-        log_metrics_every=LOG_EVERY,
         log_summaries_every=NEVER,
         profiler=None,  # it would record steps of the first turns
         **settings,
     )
 
 
-def params_of(state: Any) -> dict[str, Any]:
-    """Returns the weights; copies."""
-    return jax.tree.map(np.array, state.params)
+def params_of(state: Any) -> Any:
+    """Returns the weights as the task's model has them; copies."""
+    return on_host(state.params["model"])
 
 
-def run(repeats: int, steps: int = STEPS) -> tuple[Pairs, Any, BareLoop]:
-    """Trains both in turn; returns seconds a step, the state and the loop."""
-    task = mlp_task()
-    with tempfile.TemporaryDirectory(prefix="xtrainer-benchmark-") as folder:
-        # The same seed gives the same parameters again.
-        params = params_of(make_trainer(task, folder).init_state())
-        turns = Turns(BareLoop.on_all_devices(task, params), steps)
-        evaluator = TurnsEvaluator(run=kd.evals.EveryNSteps(steps, skip_first=True), turns=turns)
-        total = steps * (repeats + 2)
-        trainer = make_trainer(task, folder, num_train_steps=total, evals={"turns": evaluator})
-        state, _ = trainer.train()
-    turns.bare.run(1)  # Kauldron's last step is the one with the number num_train_steps
-    return Pairs(turns.bare_s[1:], turns.kauldron_s[1:]), state, turns.bare
-
-
-def measure(repeats: int) -> list[Row]:
-    """Returns the row of ``train``."""
-    note = (
-        "a Linen model; ready batches; the loss and timings go to TensorBoard every 50 steps; no "
-        "metrics, norms or checkpoints; a progress bar, which cannot be left out, goes to a file"
+def train(task: Task, course: Course) -> Trained:
+    """Trains both in turn."""
+    folder = course.folder / "kauldron"
+    # The same seed gives the same parameters again.
+    params = params_of(make_trainer(task, folder, ready(task)).init_state())
+    bare = make_bare(task, params, dataclasses.replace(course, all_devices=True))
+    turns = Turns(bare, course.steps)
+    each = kd.evals.EveryNSteps(course.steps, skip_first=True)
+    settings: dict[str, Any] = {}
+    if course.saves:
+        settings["checkpointer"] = kd.ckpts.Checkpointer(
+            save_interval_steps=2 * course.steps, max_to_keep=1, never_save_step_zero=True
+        )
+    trainer = make_trainer(
+        task,
+        folder,
+        ready(task, timed=turns.timed if course.saves else None),
+        log_metrics_every=course.log_every,
+        num_train_steps=course.total,
+        evals={"turns": TurnsEvaluator(run=each, turns=turns)},
+        **settings,
     )
-    return [run(repeats)[0].row("mlp", CASE, who="kauldron", note=note)]
+    state, _ = trainer.train()
+    if not course.saves:
+        bare.run(1)  # Kauldron's last step is the one with the number num_train_steps
+
+    def read() -> Any:
+        like = CheckpointState(trainer.state_specs, trainer._chrono, iter(trainer.train_ds))
+        return jax.block_until_ready(trainer.checkpointer.restore(like, donate=False)[0])
+
+    return Trained(turns, params_of(state), on_host(bare.params), read if course.saves else None)
+
+
+def evaluators(task: Task) -> tuple[Evaluate, Evaluate]:
+    """Returns the bare evaluation and ``Evaluator.evaluate``."""
+    accuracy = kd.metrics.Accuracy(logits="preds", labels="batch.targets")
+    folder = make_folder()
+    trainer = make_trainer(task, folder, ready(task), writer=kd.train.metric_writer.NoopWriter())
+    state = trainer.init_state()
+    made: dict[int, Any] = {}
+
+    def run(length: int) -> tuple[float, float]:
+        if length not in made:
+            evaluator = kd.evals.Evaluator(
+                run=kd.evals.EveryNSteps(1),
+                ds=ready(task, length=length),
+                metrics={"accuracy": accuracy},
+            )
+            made[length] = evaluator.update_from_root_cfg(trainer)
+        found = made[length].evaluate(state, step=0).compute()
+        return found.loss_values["losses/loss"], found.metric_values["metrics/accuracy"]
+
+    return bare_evaluate(task, params_of(state)), run
+
+
+PEER = Peer(
+    name="kauldron",
+    train=train,
+    evaluators=evaluators,
+    note=(
+        f"a Linen model; ready batches; {CASE} means that the loss and timings go to TensorBoard; "
+        "no metrics, norms or checkpoints; a progress bar, which cannot be left out, goes to a file"
+    ),
+    missing={"accumulate": "Kauldron has no accumulation of its own, only that of Optax"},
+    waits=False,
+)

@@ -1,85 +1,117 @@
 """Keras 3 on JAX: ``Model.fit`` against a hand-written loop with Flax and Optax."""
 
-import time
 from collections.abc import Iterator
 from itertools import cycle
 from typing import Any
 
 import jax
 import keras
-import numpy as np
 
-from benchmarks.bare import BareLoop
-from benchmarks.measure import Pairs, Row
-from benchmarks.models import Batch, mlp_task
-from benchmarks.peers import CASE, CLASSES, EPSILON, LEARNING_RATE, STEPS, WIDTH
-
-
-def make_model() -> Any:
-    """Returns the tiny network, compiled for ``fit``."""
-    hidden = [keras.layers.Dense(WIDTH, activation="relu") for _ in range(4)]
-    model = keras.Sequential([keras.Input((WIDTH,)), *hidden, keras.layers.Dense(CLASSES)])
-    model.compile(
-        optimizer=keras.optimizers.Adam(LEARNING_RATE, epsilon=EPSILON),
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-    )
-    return model
+from benchmarks.models import Batch, Task
+from benchmarks.peers.jax_loop import bare_evaluate, make_bare, on_host
+from benchmarks.peers.peer import Course, Evaluate, Peer, Trained, in_pieces, init_params
+from benchmarks.peers.turns import Turns
 
 
-def params_of(model: Any) -> dict[str, Any]:
-    """Returns the weights as Flax names them; copies."""
-    pairs = [layer.get_weights() for layer in model.layers]
-    return {
-        f"Dense_{i}": {"kernel": np.array(kernel), "bias": np.array(bias)}
-        for i, (kernel, bias) in enumerate(pairs)
-    }
-
-
-class Turns(keras.callbacks.Callback):
-    """Takes turns with a bare loop, as ``benchmarks.against.Turns`` does."""
-
-    def __init__(self, bare: BareLoop, steps: int) -> None:
-        super().__init__()
-        self.bare, self.steps = bare, steps
-        self.bare_s: list[float] = []
-        self.keras_s: list[float] = []
-        self.start: float | None = None
-
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Ends a turn where one is due, and begins the next."""
-        if (batch + 1) % self.steps:
-            return
-        jax.block_until_ready(dict(logs or {}))  # outputs of the newest step
-        if self.start is not None:
-            self.keras_s.append((time.perf_counter() - self.start) / self.steps)
-        seconds = self.bare.run(self.steps) / self.steps
-        if self.start is not None:
-            self.bare_s.append(seconds)
-        self.start = time.perf_counter()
-
-
-def endless(batches: list[Batch]) -> Iterator[tuple[Any, Any]]:
-    """Gives inputs and targets, over and over; a generator, as Keras asks for one."""
-    yield from cycle([(batch["inputs"], batch["targets"]) for batch in batches])
-
-
-def run(repeats: int, steps: int = STEPS) -> tuple[Pairs, Any, BareLoop]:
-    """Trains both in turn; returns seconds a step, the model and the loop."""
+def make_model(task: Task, pieces: int = 1, metrics: tuple[Any, ...] = ()) -> Any:
+    """Returns the model of a task in a layer of Keras, compiled for ``fit``."""
     if keras.backend.backend() != "jax":
         raise RuntimeError(
             f"Found the Keras backend {keras.backend.backend()!r}, expected 'jax'. Set "
             "KERAS_BACKEND=jax."
         )
-    task, model = mlp_task(), make_model()
-    bare = BareLoop.of(task, params_of(model))
-    turns = Turns(bare, steps)
-    total = steps * (repeats + 2)
-    data = endless(task.batches)
-    model.fit(data, steps_per_epoch=total, epochs=1, verbose=0, callbacks=[turns])
-    return Pairs(turns.bare_s[1:], turns.keras_s[1:]), model, bare
+
+    def apply(params: Any, inputs: Any) -> Any:
+        return task.model.apply({"params": params}, inputs)
+
+    inputs = task.batches[0]["inputs"]
+    layer = keras.layers.JaxLayer(apply, params=init_params(task))
+    model = keras.Sequential([keras.Input(inputs.shape[1:], dtype=str(inputs.dtype)), layer])
+    model.compile(
+        optimizer=keras.optimizers.Adam(
+            task.rate,
+            epsilon=task.epsilon,
+            gradient_accumulation_steps=pieces if pieces > 1 else None,
+        ),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=list(metrics),
+    )
+    return model
 
 
-def measure(repeats: int) -> list[Row]:
-    """Returns the row of ``fit``; Keras sums its metrics at every step and logs nothing."""
-    note = "fit with a callback, without a progress bar; a generator gives the batches"
-    return [run(repeats)[0].row("mlp", CASE, who="keras", note=note)]
+def params_of(model: Any) -> Any:
+    """Returns the weights as Flax names them; copies."""
+    return on_host(jax.tree.map(lambda variable: variable.value, model.layers[-1].params))
+
+
+class TurnsCallback(keras.callbacks.Callback):
+    """Ends a turn where one is due, and begins the next."""
+
+    def __init__(self, turns: Turns, batches: int) -> None:
+        super().__init__()
+        self.turns, self.batches = turns, batches
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Counts batches; what is logged are outputs of the newest step."""
+        if (batch + 1) % self.batches == 0:
+            self.turns.change(dict(logs or {}))
+
+
+def in_tuples(batches: Iterator[Batch]) -> Iterator[tuple[Any, Any]]:
+    """Gives inputs and targets; a generator, as Keras asks for one."""
+    for batch in batches:
+        yield batch["inputs"], batch["targets"]
+
+
+def train(task: Task, course: Course) -> Trained:
+    """Trains both in turn."""
+    if course.all_devices:
+        keras.distribution.set_distribution(keras.distribution.DataParallel())
+    model = make_model(task, course.pieces)
+    bare = make_bare(task, params_of(model), course)
+    turns = Turns(bare, course.steps)
+    callbacks: list[Any] = [TurnsCallback(turns, course.steps * course.pieces)]
+    batches: Iterator[Batch] = cycle(in_pieces(task, course.pieces))
+    folder = str(course.folder / "keras")
+    if course.saves:
+        batches = turns.timed(batches)
+        callbacks.append(
+            keras.callbacks.OrbaxCheckpoint(folder, save_freq=2 * course.steps, max_to_keep=1)
+        )
+
+    def read() -> Any:
+        model.load_weights(folder)  # and the moments
+        return jax.block_until_ready([variable.value for variable in model.variables])
+
+    model.fit(
+        in_tuples(batches),
+        steps_per_epoch=course.total * course.pieces,
+        epochs=1,
+        verbose=0,
+        callbacks=callbacks,
+    )
+    return Trained(turns, params_of(model), on_host(bare.params), read if course.saves else None)
+
+
+def evaluators(task: Task) -> tuple[Evaluate, Evaluate]:
+    """Returns the bare evaluation and ``evaluate``."""
+    model = make_model(task, metrics=(keras.metrics.SparseCategoricalAccuracy(),))
+
+    def run(length: int) -> tuple[float, float]:
+        batches = in_tuples(iter(task.loader(length)))
+        loss, accuracy = model.evaluate(batches, steps=length, verbose=0)
+        return loss, accuracy
+
+    return bare_evaluate(task, params_of(model)), run
+
+
+PEER = Peer(
+    name="keras",
+    train=train,
+    evaluators=evaluators,
+    note=(
+        "a Linen model in a JaxLayer; fit with a callback, without a progress bar; a generator "
+        "gives the batches; Keras sums its metrics at every step and logs nothing"
+    ),
+    waits=False,
+)

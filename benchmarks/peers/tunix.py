@@ -1,47 +1,42 @@
 """Tunix: ``PeftTrainer`` over an NNX model against a hand-written loop with Flax and Optax."""
 
-import time
+import contextlib
 from collections.abc import Iterator
 from itertools import cycle, islice
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 from flax import nnx
 from tunix.sft.hooks import TrainingHooks
 from tunix.sft.peft_trainer import PeftTrainer, TrainingConfig
 
-from benchmarks.bare import BareLoop
-from benchmarks.measure import Pairs, Row
-from benchmarks.models import Task, mlp_task
-from benchmarks.peers import CASE, CLASSES, STEPS, WIDTH
+from benchmarks.models import Batch, Task
+from benchmarks.peers.jax_loop import bare_evaluate, make_bare, on_host
+from benchmarks.peers.peer import Course, Evaluate, Peer, Trained, in_pieces, init_params
+from benchmarks.peers.turns import Turns
+
+NEVER = 10**9
 
 
 class Net(nnx.Module):
-    """The tiny network in NNX."""
+    """A Linen model whose parameters NNX holds."""
 
-    def __init__(self, rngs: nnx.Rngs) -> None:
-        widths = [WIDTH] * 5 + [CLASSES]
-        pairs = zip(widths, widths[1:], strict=False)
-        self.layers = nnx.List([nnx.Linear(*pair, rngs=rngs) for pair in pairs])
+    def __init__(self, model: nn.Module, params: Any) -> None:
+        self.model = model
+        self.params = nnx.data(jax.tree.map(nnx.Param, params))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, inputs: jax.Array) -> jax.Array:
         """Returns logits."""
-        for layer in self.layers[:-1]:
-            x = nnx.relu(layer(x))
-        return self.layers[-1](x)
+        return self.model.apply({"params": nnx.as_pure(self.params)}, inputs)
 
 
-def params_of(net: Net) -> dict[str, Any]:
+def params_of(net: Net) -> Any:
     """Returns the weights as Flax Linen names them; copies."""
-    return {
-        f"Dense_{i}": {
-            "kernel": np.array(layer.kernel.get_value()),
-            "bias": np.array(layer.bias.get_value()),
-        }
-        for i, layer in enumerate(net.layers)
-    }
+    return on_host(nnx.as_pure(net.params))
 
 
 def loss_of(net: Net, inputs: jax.Array, targets: jax.Array) -> jax.Array:
@@ -49,35 +44,22 @@ def loss_of(net: Net, inputs: jax.Array, targets: jax.Array) -> jax.Array:
     return optax.softmax_cross_entropy_with_integer_labels(net(inputs), targets).mean()
 
 
-class Turns(TrainingHooks):
-    """Takes turns with a bare loop, as ``benchmarks.against.Turns`` does."""
+class TurnsHooks(TrainingHooks):
+    """Ends a turn where one is due, and begins the next."""
 
-    def __init__(self, net: Net, bare: BareLoop, steps: int) -> None:
-        self.net, self.bare, self.steps = net, bare, steps
+    def __init__(self, net: Net, turns: Turns, batches: int) -> None:
+        self.net, self.turns, self.batches = net, turns, batches
         self.done = 0
-        self.bare_s: list[float] = []
-        self.tunix_s: list[float] = []
-        self.start: float | None = None
 
     def on_train_step_start(self, train_ctx: Any) -> None:
-        """Ends a turn where one is due, before the next step."""
-        if self.done and self.done % self.steps == 0:
-            self.change()
+        """Counts batches, before the step of each."""
+        if self.done and self.done % self.batches == 0:
+            self.turns.change(nnx.state(self.net))
         self.done += 1
 
     def on_train_end(self, train_ctx: Any) -> None:
         """Ends the last turn."""
-        self.change()
-
-    def change(self) -> None:
-        """Ends a turn and begins the next."""
-        jax.block_until_ready(nnx.state(self.net))
-        if self.start is not None:
-            self.tunix_s.append((time.perf_counter() - self.start) / self.steps)
-        seconds = self.bare.run(self.steps) / self.steps
-        if self.start is not None:
-            self.bare_s.append(seconds)
-        self.start = time.perf_counter()
+        self.turns.change(nnx.state(self.net))
 
     def on_train_start(self, train_ctx: Any) -> None:
         """Does nothing."""
@@ -92,25 +74,81 @@ class Turns(TrainingHooks):
         """Does nothing."""
 
 
-def data_of(task: Task, steps: int) -> Iterator[Any]:
-    """Returns as many batches as asked for."""
-    return islice(cycle(task.batches), steps)
-
-
-def run(repeats: int, steps: int = STEPS) -> tuple[Pairs, Net, BareLoop]:
-    """Trains both in turn; returns seconds a step, the model and the loop."""
-    task, net = mlp_task(), Net(nnx.Rngs(0))
-    bare = BareLoop.of(task, params_of(net))
-    turns = Turns(net, bare, steps)
-    # Without max_steps there is no progress bar, which would cost ten times as much.
-    trainer = PeftTrainer(net, task.optimizer, TrainingConfig(eval_every_n_steps=10**9))
+def make_trainer(net: Net, task: Task, **options: Any) -> PeftTrainer:
+    """Returns a trainer. Without ``max_steps`` there is no progress bar, which would cost much."""
+    config = TrainingConfig(eval_every_n_steps=NEVER, **options)
+    trainer = PeftTrainer(net, task.optimizer, config)
     trainer.with_loss_fn(loss_of)
-    trainer.with_training_hooks(turns)
-    trainer.train(data_of(task, steps * (repeats + 2)))
-    return Pairs(turns.bare_s[1:], turns.tunix_s[1:]), net, bare
+    return trainer
 
 
-def measure(repeats: int) -> list[Row]:
-    """Returns the row of ``train``."""
-    note = "an NNX model; the loss is fetched at every step; without progress bar"
-    return [run(repeats)[0].row("mlp", CASE, who="tunix", note=note)]
+def options_of(course: Course) -> dict[str, Any]:
+    """Returns the options of a course."""
+    options: dict[str, Any] = {}
+    if course.pieces > 1:
+        options["gradient_accumulation_steps"] = course.pieces
+    if course.saves:
+        every = 2 * course.steps
+        options["checkpoint_root_directory"] = str(course.folder / "tunix")
+        options["checkpointing_options"] = ocp.CheckpointManagerOptions(
+            max_to_keep=1,
+            # It saves after a step; this is the first one of a turn.
+            should_save_fn=lambda step, previous: step > 1 and step % every == 1,
+        )
+    return options
+
+
+def mesh_of(course: Course) -> Any:
+    """Returns a mesh over all devices as a context, where a course asks for one."""
+    if not course.all_devices:
+        return contextlib.nullcontext()
+    return jax.sharding.Mesh(np.array(jax.devices()), ("fsdp",))
+
+
+def train(task: Task, course: Course) -> Trained:
+    """Trains both in turn."""
+    with mesh_of(course) as mesh:
+        params = init_params(task)
+        bare = make_bare(task, params, course)
+        if mesh is not None:
+            whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+            params = jax.device_put(params, whole)
+        net = Net(task.model, jax.tree.map(jax.numpy.asarray, params))
+        turns = Turns(bare, course.steps)
+        trainer = make_trainer(net, task, **options_of(course))
+        trainer.with_training_hooks(TurnsHooks(net, turns, course.steps * course.pieces))
+        batches: Iterator[Batch] = cycle(in_pieces(task, course.pieces))
+        if course.saves:
+            trainer.is_managed_externally = True  # it would save once more at its end
+            batches = turns.timed(batches)
+
+        def read() -> Any:
+            trainer.checkpoint_manager.maybe_restore(net, trainer.optimizer)
+            return jax.block_until_ready((nnx.state(net), nnx.state(trainer.optimizer)))
+
+        trainer.train(islice(batches, course.total * course.pieces))
+    return Trained(turns, params_of(net), on_host(bare.params), read if course.saves else None)
+
+
+def evaluators(task: Task) -> tuple[Evaluate, Evaluate]:
+    """Returns the bare evaluation, and ``train`` with batches for an evaluation only."""
+    params = init_params(task)
+    trainer = make_trainer(Net(task.model, jax.tree.map(jax.numpy.asarray, params)), task)
+    trainer.is_managed_externally = True  # it would close itself after the first evaluation
+
+    def run(length: int) -> tuple[float, None]:
+        trainer.train([], eval_ds=task.loader(length))
+        return float(trainer.metrics_logger.get_metric_history("", "loss", "eval")[-1]), None
+
+    return bare_evaluate(task, params), run
+
+
+PEER = Peer(
+    name="tunix",
+    train=train,
+    evaluators=evaluators,
+    note=(
+        "a Linen model whose parameters NNX holds; the loss and a norm of the gradient are fetched "
+        "at every step; without progress bar"
+    ),
+)

@@ -20,7 +20,7 @@ def run_script(module: str, cache: str | None) -> dict[str, float]:
     """Returns the seconds from the start of a process to ``imports`` and ``first step``.
 
     Args:
-        module: One of the two scripts.
+        module: A script of ``benchmarks.starts``.
         cache: Folder of compiled programs, to be read and filled; None: nothing is kept.
     """
     environment = dict(os.environ)
@@ -45,19 +45,29 @@ def time_import(statement: str) -> float:
     return time.perf_counter() - start
 
 
-def starts(case: str, repeats: int, cache: Path | None) -> list[Row]:
-    """Returns rows for the first step and for the imports before it."""
-    found: dict[str, list[dict[str, float]]] = {BARE: [], TRAINER: []}
+def starts(
+    case: str, repeats: int, cache: Path | None, scripts: tuple[str, str] = (BARE, TRAINER)
+) -> list[Row]:
+    """Returns rows for the first step and for the imports before it.
+
+    Args:
+        case: Whether compiled programs are found.
+        repeats: Pairs that count.
+        cache: Folder of compiled programs; None: nothing is kept.
+        scripts: The hand-written one and that of the framework.
+    """
+    bare, own = scripts
+    found: dict[str, list[dict[str, float]]] = {bare: [], own: []}
 
     def run(module: str) -> float:
         folder = None if cache is None else str(cache / module)
         found[module].append(run_script(module, folder))
         return found[module][-1]["first step"]
 
-    interleave(lambda: run(BARE), lambda: run(TRAINER), repeats)
+    interleave(lambda: run(bare), lambda: run(own), repeats)
     rows = []
     for moment in ("first step", "imports"):
-        sides = [[seconds[moment] for seconds in found[side][1:]] for side in (BARE, TRAINER)]
+        sides = [[seconds[moment] for seconds in found[side][1:]] for side in scripts]
         name = f"{case} start to the first step" if moment == "first step" else f"{case}: imports"
         rows.append(Pairs(*sides).row("start", name, "s", 1.0))
     return rows

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import report
-from benchmarks.__main__ import main, parse
+from benchmarks.__main__ import chosen, main, parse
 from benchmarks.catalog import PEERS, WORKLOADS
 from benchmarks.conduct import environment_of, measure_all, repeats_of
 from benchmarks.measure import Pairs, Row
@@ -79,9 +79,25 @@ def test_wrong_arguments_are_refused(
     assert arguments[1] in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "workloads", "peers", "ours"),
+    [
+        ([], list(WORKLOADS), [], True),
+        (["--only", "gpt"], ["gpt"], [], True),
+        (["--only", "keras"], list(WORKLOADS), ["keras"], False),
+        (["--only", "keras", "gpt", "leaves"], ["gpt", "leaves"], ["keras"], False),
+        (["--peers", "--only", "gpt"], ["gpt"], list(PEERS), True),
+    ],
+)
+def test_peers_that_are_named_are_measured_alone(
+    arguments: list[str], workloads: list[str], peers: list[str], ours: bool
+) -> None:
+    assert chosen(parse(arguments)) == (workloads, peers, ours)
+
+
 def test_a_peer_that_is_missing_gives_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PEERS, "keras", ("a_package_that_nobody_made", "jax"))
-    found = measure_all([], ["keras"], repeats=1, say=lambda text: None)
+    found = measure_all(["mlp", "gpt"], ["keras"], 1, say=lambda text: None, ours=False)
     assert found["machines"] == {}
     (row,) = found["rows"]
     assert row.who == "keras" and "pip install a_package_that_nobody_made" in row.note
@@ -92,8 +108,9 @@ def test_only_the_workload_of_virtual_devices_asks_for_a_platform(
 ) -> None:
     for name in ("JAX_PLATFORMS", "XLA_FLAGS"):
         monkeypatch.delenv(name, raising=False)
-    asked = {name for name in [*WORKLOADS, *PEERS] if "JAX_PLATFORMS" in environment_of(name)}
-    assert asked == {"devices"}
+    for peer in (None, *PEERS):
+        asked = {name for name in WORKLOADS if "JAX_PLATFORMS" in environment_of(name, peer)}
+        assert asked == {"devices"}
     monkeypatch.setenv("XLA_FLAGS", "--mine")
     assert environment_of("devices")["XLA_FLAGS"] == "--mine"
     assert "JAX_PLATFORMS" not in environment_of("devices")
@@ -101,4 +118,4 @@ def test_only_the_workload_of_virtual_devices_asks_for_a_platform(
 
 def test_fast_workloads_are_repeated_more_often() -> None:
     assert repeats_of("mlp", None) > repeats_of("gpt", None) >= 7
-    assert repeats_of("keras", None) == repeats_of("mlp", None)
+    assert repeats_of("mlp", 3) == 3
