@@ -211,3 +211,19 @@ def test_settings_that_cannot_be_are_told(wrong: dict[str, float]) -> None:
     config = xt.ModelCheckpointConfig(**wrong)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=f"{name}: found"):
         xt.check_configs(trainer=xt.TrainerConfig(callbacks=[config]))
+
+
+def test_replicas_that_differ_are_not_saved(
+    stage: probes.Repeatable, tmp_path: Path, saving: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(
+        module, "differing_replicas", lambda state: asked.append(state) or ["params/w: a and b"]
+    )
+    stage.begin(saving()).train_model(probes.numbered(2), num_epochs=1)
+    assert (asked, list_steps(tmp_path)) == ([], [2])
+    config = saving(every_n_steps=3, compare_replicas=True)
+    with pytest.raises(CheckpointError, match="at step 3 replicas of 1 arrays differ"):
+        stage.begin(config).train_model(probes.numbered(4), num_epochs=1, resume="never")
+    assert list_steps(tmp_path) == []
+    assert len(asked) == 1

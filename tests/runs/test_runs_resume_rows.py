@@ -12,6 +12,7 @@ from xtrainer.checkpoint import list_steps
 from xtrainer.errors import CheckpointNotFoundError, ConfigError, NoUsableCheckpointError
 from xtrainer.loggers.file import SUPERSEDED_FILE
 from xtrainer.loop import StopReason
+from xtrainer.trainer import saving
 
 STEPS = 11
 SAVING = xt.ModelCheckpointConfig(every_n_steps=3, every_n_epochs=99, max_to_keep=None)
@@ -198,3 +199,56 @@ def test_another_runs_damaged_checkpoint_is_passed_over_and_left_alone(
         assert trainer.load_pretrained_model(tmp_path) == 9
     assert "11 is damaged and was passed over" in caplog.text
     assert zoo.files_in(tmp_path) == before
+
+
+def test_a_step_that_ends_every_start_at_once_is_gone_back_from(
+    stage: probes.Repeatable, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    end = probes.learned(train(stage, tmp_path / "whole"))
+    folder = tmp_path / "broken"
+    with pytest.raises(Planted):
+        train(stage, folder, fail_at(10))
+
+    def poisoned(trainer: Any, *args: Any) -> None:
+        if trainer.global_step == 9:
+            raise Planted
+
+    bad = probes.acting("on_training_epoch_start", poisoned)
+    for _ in range(2):
+        with pytest.raises(Planted):
+            train(stage, folder, bad)
+        assert list_steps(folder / "checkpoints") == [3, 6, 9]
+    trainer = train(stage, folder, bad)
+    assert (
+        "failed with step 9 before they took a step, so this one goes on from step 6" in caplog.text
+    )
+    probes.assert_same_course(probes.learned(trainer), end)
+    assert all_rows(folder) == all_rows(tmp_path / "whole")
+    assert not (folder / "checkpoints" / "FAILED.json").exists()
+
+
+def test_where_there_is_no_other_step_the_one_is_tried_again(
+    stage: probes.Repeatable, tmp_path: Path
+) -> None:
+    with pytest.raises(Planted):
+        train(stage, tmp_path, fail_at(4))
+    bad = probes.acting("on_training_epoch_start", lambda trainer, *args: 1 / 0)
+    for _ in range(4):
+        with pytest.raises(ZeroDivisionError):
+            train(stage, tmp_path, bad)
+    train(stage, tmp_path)
+    assert stage.trainer.global_step == STEPS
+
+
+def test_other_numerics_are_told(
+    stage: probes.Repeatable,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with pytest.raises(Planted):
+        train(stage, tmp_path, fail_at(4))
+    before = saving.numerics()
+    monkeypatch.setattr(saving, "numerics", lambda: {**before, "jax_enable_x64": True})
+    train(stage, tmp_path)
+    assert "jax_enable_x64: False then, True now" in caplog.text

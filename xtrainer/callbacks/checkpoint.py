@@ -7,11 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import jax
+
 from xtrainer.callbacks.base import Callback, CallbackConfig
 from xtrainer.callbacks.view import CallbackTrainer
-from xtrainer.checkpoint import CheckpointManager, describe_leaves
-from xtrainer.errors import CheckpointWriteError, MetricError, did_you_mean
-from xtrainer.launch import broadcast, process_count
+from xtrainer.checkpoint import (
+    CheckpointManager,
+    describe_leaves,
+    differing_replicas,
+    note_failed_start,
+)
+from xtrainer.errors import CheckpointError, CheckpointWriteError, MetricError, did_you_mean
+from xtrainer.launch import broadcast, is_main_process, process_count
 from xtrainer.types import HostMetrics
 
 _LOG = logging.getLogger(__name__)
@@ -45,6 +52,10 @@ class ModelCheckpointConfig(CallbackConfig):
     """Save before the first step, where no checkpoint of it is there."""
     save_on_exception: bool = False
     """Save when an error ends the run; of a single process only, since others may be gone."""
+    compare_replicas: bool = False
+    """Before each save, compare what the devices of a process hold of the same part of each array.
+    Where they differ a device has lost or computed something wrongly: that is an error, and not
+    saved. It takes the time of some reads of the state."""
     max_failed_saves: int = 0
     """Saves in a row that may fail, on a full disk for example, before the run is ended. Each is
     told as an error, and older checkpoints stay."""
@@ -87,6 +98,7 @@ class ModelCheckpoint(Callback):
         self._wanted: HostMetrics | None = None
         self._failures = 0
         self._saved_at = time.monotonic()
+        self._start: int | None = None
 
     @property
     def monitored(self) -> str | None:
@@ -108,6 +120,7 @@ class ModelCheckpoint(Callback):
         describe_leaves(self.trainer.state)  # told now rather than at the first save
         manager, step = self._open(), self.trainer.progress.step
         manager.supersede_after(step)
+        self._start = step
         self._saved_at = time.monotonic()
         self._saved_step = manager.latest_step()
         if self.config.save_on_start and self._saved_step != step:
@@ -181,8 +194,14 @@ class ModelCheckpoint(Callback):
         self._open().wait()
 
     def on_exception(self, error: BaseException) -> None:
-        """Saves the last good step where that is asked for."""
+        """Saves the last good step where that is asked for.
+
+        Where the run has not come further than the checkpoint it went on from, that is noted: a
+        start after two of these goes on from the one before.
+        """
         step = self.trainer.progress.step
+        if step == self._start and step in self._open().all_steps() and is_main_process():
+            note_failed_start(self.folder, step)
         wanted = self.config.save_on_exception and process_count() == 1
         if wanted and step > 0 and step != self._saved_step:
             self._save(None, step)
@@ -227,6 +246,8 @@ class ModelCheckpoint(Callback):
 
     def _start_save(self, step: int, metrics: HostMetrics, value: float | None) -> None:
         config, manager = self.config, self._open()
+        if config.compare_replicas:
+            self._compare_replicas(step)
         items = self.trainer.gather_checkpoint(
             config.save_optimizer_state, config.save_dataloader_state, metrics
         )
@@ -244,6 +265,17 @@ class ModelCheckpoint(Callback):
             if not self.config.enable_async_checkpointing:
                 self._failures = 0
             manager.when_failed(self._stop_for_failure)
+
+    def _compare_replicas(self, step: int) -> None:
+        with jax.transfer_guard("allow"):
+            problems = differing_replicas(self.trainer.state)
+        if problems:
+            raise CheckpointError(
+                f"{self.folder}: at step {step} replicas of {len(problems)} arrays differ, "
+                "expected the same values on each: a device has lost or computed something. The "
+                "step is not saved. Check the devices; go on from an older step:\n  "
+                + "\n  ".join(problems[:20])
+            )
 
     def _count_failure(self, error: CheckpointWriteError) -> None:
         """Raises the error of a save, or reports it where some may fail."""

@@ -15,12 +15,19 @@ JSON; nothing is pickled and nothing in a checkpoint is executed.
 """
 
 from xtrainer.checkpoint.fingerprint import differing_replicas, fingerprints
-from xtrainer.checkpoint.items import CheckpointItems, check_json, describe_leaves, gather_meta
+from xtrainer.checkpoint.items import (
+    CheckpointItems,
+    check_json,
+    describe_leaves,
+    gather_meta,
+    numerics,
+)
 from xtrainer.checkpoint.manager import CheckpointManager
 from xtrainer.checkpoint.metadata import find_step, list_steps, read_meta, read_metric
 from xtrainer.checkpoint.migrate import migrate
 from xtrainer.checkpoint.removal import set_aside
 from xtrainer.checkpoint.restore import restore_partial, restore_state
+from xtrainer.checkpoint.starts import note_failed_start, steps_to_leave_out
 from xtrainer.checkpoint.usable import Choice, choose_usable
 
 __all__ = [
@@ -36,9 +43,12 @@ __all__ = [
     "gather_meta",
     "list_steps",
     "migrate",
+    "note_failed_start",
+    "numerics",
     "read_meta",
     "read_metric",
     "restore_partial",
     "restore_state",
     "set_aside",
+    "steps_to_leave_out",
 ]

@@ -126,7 +126,7 @@ def read_commit(folder: Path) -> Commit:
         NewerFormatError: If it is of a newer format.
         CheckpointError: If it is missing or damaged.
     """
-    record = _read_json(folder / COMMIT_FILE)
+    record = read_json(folder / COMMIT_FILE)
     if record.pop(_CHECKSUM, None) != _own_checksum(record):
         raise CheckpointError(f"{folder}: {COMMIT_FILE} is damaged: its checksum does not match.")
     version = record.get("format_version")
@@ -148,6 +148,25 @@ def read_commit(folder: Path) -> Commit:
     if wrong:
         raise CheckpointError(f"{folder}: {COMMIT_FILE} names {wrong[:5]}, which lie elsewhere.")
     return commit
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Returns the object in a small file of JSON, which must be no link.
+
+    Raises:
+        CheckpointError: If it cannot be read.
+    """
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
+            text = file.read(_MAX_RECORD_BYTES + 1)
+        if len(text) > _MAX_RECORD_BYTES:
+            raise ValueError(f"more than {_MAX_RECORD_BYTES} bytes")
+        found = json.loads(text)
+        if not isinstance(found, dict):
+            raise ValueError("no object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path.parent}: {path.name} cannot be read ({error}).") from error
+    return found
 
 
 def quick_problems(folder: Path) -> list[str]:
@@ -196,7 +215,7 @@ def problems_of(folder: Path) -> list[str]:
 def _read_run(folder: Path) -> RunId | None:
     """Returns the run of a folder; None where it is not known or cannot be read."""
     try:
-        record = _read_json(folder / RUN_FILE)
+        record = read_json(folder / RUN_FILE)
         return RunId(str(record["run_id"]), int(record["attempt"]))
     except (CheckpointError, KeyError, TypeError, ValueError):
         return None
@@ -211,20 +230,6 @@ def _run_of_steps(folder: Path) -> RunId | None:
             continue
         found.append((commit.attempt, commit.run_id))
     return RunId(max(found)[1], max(found)[0]) if found else None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
-            text = file.read(_MAX_RECORD_BYTES + 1)
-        if len(text) > _MAX_RECORD_BYTES:
-            raise ValueError(f"more than {_MAX_RECORD_BYTES} bytes")
-        found = json.loads(text)
-        if not isinstance(found, dict):
-            raise ValueError("no object")
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path.parent}: {path.name} cannot be read ({error}).") from error
-    return found
 
 
 def _own_checksum(record: Mapping[str, JSON]) -> int:

@@ -20,7 +20,7 @@ from xtrainer.types import JSON, HostMetrics, PyTree
 META_KEYS = frozenset(
     {
         "progress", "loaders", "callbacks", "config", "batch_spec", "versions", "mesh",
-        "process_count", "metrics", "leaves", "loggers", "rows", "ledger", "git",
+        "process_count", "metrics", "leaves", "loggers", "rows", "ledger", "git", "numerics",
     }
 )  # fmt: skip
 
@@ -101,6 +101,7 @@ def gather_meta(
         "rows": rows,
         "ledger": ledger or {},
         "git": git_revision(),
+        "numerics": numerics(),
     }
     check_json(meta, "meta")
     return meta
@@ -115,6 +116,15 @@ def library_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:  # run from a source tree
             versions[package] = "unknown"
     return versions
+
+
+def numerics() -> dict[str, JSON]:
+    """Returns the settings of JAX that change the numbers of a run."""
+    names = (
+        "jax_enable_x64", "jax_default_matmul_precision", "jax_default_prng_impl",
+        "jax_threefry_partitionable",
+    )  # fmt: skip
+    return {name: getattr(jax.config, name) for name in names}
 
 
 @functools.cache

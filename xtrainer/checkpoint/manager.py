@@ -14,7 +14,7 @@ from typing import NamedTuple, get_args
 
 import jax
 
-from xtrainer.checkpoint.backend import ArrayWriter
+from xtrainer.checkpoint.backend import SAVE_LIMIT_S, ArrayWriter
 from xtrainer.checkpoint.commit import RunId, begin_attempt, reached, seal
 from xtrainer.checkpoint.durable import rename, write_json
 from xtrainer.checkpoint.fingerprint import Pending, finish_fingerprints, start_fingerprints
@@ -45,6 +45,7 @@ from xtrainer.checkpoint.removal import (
     supersede,
 )
 from xtrainer.checkpoint.snapshot import HostCopy
+from xtrainer.checkpoint.starts import forget_failed_starts
 from xtrainer.errors import CheckpointError, CheckpointNotFoundError, CheckpointWriteError
 from xtrainer.launch import broadcast, gather, is_main_process
 from xtrainer.tree import num_bytes
@@ -113,8 +114,8 @@ class CheckpointManager:
         self._copy = HostCopy()
         self._metrics, self._run = self._open()
         self._arrays = ArrayWriter()
-        self._committer = ThreadPoolExecutor(1, thread_name_prefix="commit-checkpoint")
-        self._remover = ThreadPoolExecutor(1, thread_name_prefix="remove-checkpoint")
+        self._committer = _one_thread("commit-checkpoint")
+        self._remover = _one_thread("remove-checkpoint")
 
     def _open(self) -> tuple[dict[int, float | None], RunId]:
         """Returns the metric of each step in the folder, and the run; the main process looks."""
@@ -197,6 +198,7 @@ class CheckpointManager:
             seal(saving, step, self._run, lambda: finish_fingerprints(fingerprints))
             rename(saving, self.folder / str(step))
             reached("committed")
+            forget_failed_starts(self.folder)
 
     def rank(self, step: int, metric: float) -> None:
         """Gives a step that is saved already the metric it is ranked by.
@@ -233,7 +235,12 @@ class CheckpointManager:
         if self._save is None:
             return False
         save, self._save = self._save, None
-        error = save.done.exception()
+        try:
+            error = save.done.exception(SAVE_LIMIT_S)
+        except TimeoutError:
+            error = TimeoutError(f"it has taken more than {SAVE_LIMIT_S} s")
+            self._committer.shutdown(wait=False)
+            self._committer = _one_thread("commit-checkpoint")
         own = None if error is None else f"{type(error).__name__}: {error}"
         said = gather(own, f"save of step {save.step}")
         failed = next((text for text in said if text is not None), None)
@@ -376,6 +383,10 @@ class CheckpointManager:
             del self._metrics[step]
         if is_main_process():
             remove_superseded(self.folder, max(self._metrics), self._remover)
+
+
+def _one_thread(name: str) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, thread_name_prefix=name)
 
 
 def _space(folder: Path) -> str:

@@ -271,7 +271,7 @@ def nothing_usable(
             "one. Nothing was changed. Repair one of them, or move the folder away to begin "
             "anew:\n" + "\n".join(lines)
         )
-    old = [path for path in paths if format_of(path) is not None]
+    old = [path for path in paths if (format_of(path) or FORMAT_VERSION) < FORMAT_VERSION]
     if old:
         return CheckpointError(_old_format(old[-1]))
     return CheckpointNotFoundError(f"{root}: found no checkpoint. {_whats_there(root)}")

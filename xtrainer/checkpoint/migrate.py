@@ -59,7 +59,7 @@ def _from_1(step_folder: Path) -> None:
     if (step_folder / RANK_FILE).is_file():
         meta |= _read(step_folder / RANK_FILE)
     meta.pop("format_version", None)
-    meta |= {"loggers": {}, "rows": None, "ledger": {}, "git": None}
+    meta |= {"loggers": {}, "rows": None, "ledger": {}, "git": None, "numerics": {}}
     write_json(step_folder / META_FILE, meta)
     run = begin_attempt(step_folder.parent)
     (step_folder / COMMIT_FILE).unlink(missing_ok=True)

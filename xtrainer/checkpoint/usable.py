@@ -1,5 +1,6 @@
 """Which checkpoint can be trusted? The newest, or the best, of which every byte is what it was."""
 
+import time
 from collections.abc import Collection
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -14,6 +15,8 @@ from xtrainer.checkpoint.metadata import (
     step_of,
 )
 from xtrainer.errors import CheckpointCorruptError
+
+_LOOKS, _PAUSE_S = 3, 0.1
 
 
 class Choice(NamedTuple):
@@ -51,13 +54,24 @@ def choose_usable(
     for path in _candidates(root, which):
         if int(path.name) in skip:
             continue
-        problems = problems_of(path)
+        problems = _settled_problems(path)
         if not problems:
             return Choice(path, damaged)
         damaged[path] = problems
     if which == "best":
         find_step(root, which)  # raises where no step has a metric
     raise nothing_usable(root, damaged)
+
+
+def _settled_problems(path: Path) -> list[str]:
+    """Looks again where a file is missing: on a network's disk it may only be late."""
+    problems = problems_of(path)
+    for _ in range(_LOOKS):
+        if not any("is missing" in problem for problem in problems):
+            break
+        time.sleep(_PAUSE_S)
+        problems = problems_of(path)
+    return problems
 
 
 def _exactly(folder: Path, which: int | Literal["best", "latest"]) -> Path:
@@ -67,7 +81,7 @@ def _exactly(folder: Path, which: int | Literal["best", "latest"]) -> Path:
         path = root / str(which)
         if not looks_like_step(path):
             path = find_step(folder, which)
-    problems = problems_of(path)
+    problems = _settled_problems(path)
     if problems:
         raise CheckpointCorruptError(
             f"{path}: found a damaged checkpoint: {'; '.join(problems[:5])}. Use another step.",

@@ -1,12 +1,12 @@
 """Where does a run go on? At the newest checkpoint that can be trusted, or as it is told."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal
 
 from xtrainer.callbacks import Callback, ModelCheckpoint
-from xtrainer.checkpoint import set_aside
+from xtrainer.checkpoint import set_aside, steps_to_leave_out
 from xtrainer.errors import (
     CheckpointCorruptError,
     CheckpointError,
@@ -14,7 +14,7 @@ from xtrainer.errors import (
     ConfigError,
     NoUsableCheckpointError,
 )
-from xtrainer.launch import is_main_process
+from xtrainer.launch import broadcast, is_main_process
 from xtrainer.loop import OpenRows
 from xtrainer.trainer.saving import checkpoint_folder, load_step
 from xtrainer.trainer.shared import StepIndex, choose_step
@@ -58,7 +58,7 @@ def _load(trainer: TrainerView, resume: Resume) -> None:
     folders = resume_folders(trainer.callbacks)
     found = [(found, folder) for folder in folders if (found := _newest(folder)) is not None]
     if found:
-        load_usable(trainer, max(found)[1], "latest", own=True)
+        _load_newest(trainer, max(found)[1])
     elif resume == "must":
         raise CheckpointNotFoundError(
             f"resume='must': found no checkpoint in {[str(folder) for folder in folders]}, "
@@ -75,6 +75,22 @@ def resume_folders(callbacks: Sequence[Callback]) -> list[Path]:
     ]
 
 
+def _load_newest(trainer: TrainerView, folder: Path) -> None:
+    """Loads the newest step, but rather another than one that has ended the last starts at once."""
+    left_out = broadcast(sorted(steps_to_leave_out(folder)), f"failed starts in {folder}")
+    if left_out:
+        try:
+            load_usable(trainer, folder, "latest", own=True, skip=left_out)
+            _LOG.error(
+                "%s: the last starts have failed with step %d before they took a step, so this one "
+                "goes on from step %d.", folder, left_out[0], trainer.progress.step,
+            )  # fmt: skip
+            return
+        except (CheckpointNotFoundError, NoUsableCheckpointError):
+            pass  # better this one than none
+    load_usable(trainer, folder, "latest", own=True)
+
+
 def _newest(folder: Path) -> int | None:
     """Returns the newest usable step, None where there is no checkpoint at all."""
     try:
@@ -84,7 +100,12 @@ def _newest(folder: Path) -> int | None:
 
 
 def load_usable(
-    trainer: TrainerView, folder: Path, which: StepIndex, own: bool, load_optimizer: bool = True
+    trainer: TrainerView,
+    folder: Path,
+    which: StepIndex,
+    own: bool,
+    load_optimizer: bool = True,
+    skip: Collection[int] = (),
 ) -> Path:
     """Loads the newest or best checkpoint that is whole, or exactly the step that was asked for.
 
@@ -95,6 +116,7 @@ def load_usable(
         own: Whether the run is this trainer's: it goes on with its rows, and damaged checkpoints
             are set aside.
         load_optimizer: Take the state of training too.
+        skip: Steps that are not to be loaded.
 
     Returns:
         The step's folder.
@@ -105,7 +127,7 @@ def load_usable(
         NoUsableCheckpointError: If there are checkpoints, and none can be used.
     """
     bad: dict[Path, list[str]] = {}
-    skip: set[int] = set()
+    skip = set(skip)
     while True:
         try:
             step_folder, damaged = choose_step(folder, which, skip)

@@ -12,6 +12,7 @@ from xtrainer.callbacks import Callback, ModelCheckpoint
 from xtrainer.checkpoint import (
     CheckpointItems,
     gather_meta,
+    numerics,
     read_meta,
     restore_partial,
     restore_state,
@@ -149,6 +150,7 @@ def load_step(
         trainer.sources.restore_later(positions, meta["process_count"])
         _load_callbacks(trainer.callbacks, meta["callbacks"])
         trainer.restored_rows = OpenRows(meta["rows"], meta["loggers"] if own else None)
+        _compare_numerics(step_folder, meta["numerics"])
         if own:
             trainer.is_own_state = True
             trainer.ledger.load_json(meta["ledger"])
@@ -343,6 +345,20 @@ def _check_steps(step_folder: Path, step: int, progress: Progress) -> None:
             f"{step_folder}: the state is at step {step} and the progress at step {progress.step}, "
             "expected one number. The checkpoint is damaged; use another step."
         )
+
+
+def _compare_numerics(step_folder: Path, saved: Mapping[str, Any]) -> None:
+    now = numerics()
+    changed = [
+        f"{name}: {saved[name]!r} then, {now[name]!r} now"
+        for name in saved.keys() & now.keys()
+        if saved[name] != now[name]
+    ]
+    if changed:
+        _LOG.warning(
+            "%s was saved under other settings of JAX, so the run will not go on exactly: %s.",
+            step_folder, "; ".join(sorted(changed)),
+        )  # fmt: skip
 
 
 def _differences(old: PyTree, new: PyTree) -> list[str]:
