@@ -92,12 +92,14 @@ class FileLogger(LoggerTool):
         """Moves rows that came after a checkpoint to ``metrics.superseded.jsonl``.
 
         Where the file is another one than the checkpoint knew, these are the rows of later steps.
+        The tables are written anew in any case: a kill may have come while they were.
         """
         self.finalize("stopped")
         path = self.folder / METRICS_FILE
         if path.exists():
             _mend_rows(path)
-            if retire_rows(path, state.get("rows"), step) and self.with_csv:
+            retire_rows(path, state.get("rows"), step)
+            if self.with_csv:
                 self._write_tables()
 
     def _write_tables(self) -> None:
@@ -240,7 +242,7 @@ def _decode_row(line: str) -> dict[str, Any] | None:
     return row
 
 
-def retire_rows(path: Path, count: int | None, step: int) -> bool:
+def retire_rows(path: Path, count: int | None, step: int) -> None:
     """Moves rows that came after a checkpoint into a file beside theirs.
 
     A kill in between leaves them in both, and the next time they are moved again.
@@ -249,9 +251,6 @@ def retire_rows(path: Path, count: int | None, step: int) -> bool:
         path: Of the rows, all of them whole.
         count: Rows there were at the checkpoint; None: not known.
         step: Of the checkpoint.
-
-    Returns:
-        Whether there were any.
     """
     lines = path.read_bytes().splitlines(keepends=True)
     kept = lines if count is None else lines[:count]
@@ -261,7 +260,7 @@ def retire_rows(path: Path, count: int | None, step: int) -> bool:
     else:
         retired = lines[count:]
     if not retired:
-        return False
+        return
     with open(path.with_name(SUPERSEDED_FILE), "ab") as file:
         file.writelines(retired)
         file.flush()
@@ -272,7 +271,6 @@ def retire_rows(path: Path, count: int | None, step: int) -> bool:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
-    return True
 
 
 def _step_of(line: bytes) -> int:

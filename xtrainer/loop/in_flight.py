@@ -44,13 +44,16 @@ class InFlight:
         skipped: Steps that were refused before.
         examples: Rows that were trained on before.
         steps: Steps of a dispatch, at most.
+        step: The newest step that was taken before.
 
     Attributes:
         examples: Rows that were trained on up to the newest step that was read.
         trouble: Whether that step was refused, or the run has ended with it.
     """
 
-    def __init__(self, limit: int, skipped: int = 0, examples: int = 0, steps: int = 1) -> None:
+    def __init__(
+        self, limit: int, skipped: int = 0, examples: int = 0, steps: int = 1, step: int = 0
+    ) -> None:
         self.examples = examples
         self.trouble = False
         self._on_cpu = jax.default_backend() == "cpu"
@@ -60,7 +63,7 @@ class InFlight:
         self._positions: deque[LoaderPosition] = deque(maxlen=(limit + 2) * steps)
         self._start: Moment | None = None
         self._dispatched = 0
-        self._newest = [0, skipped, 0, 0, 0, 0, 0]
+        self._newest = [step, skipped, 0, 0, 0, 0, 0]
 
     @property
     def newest(self) -> StepReport:

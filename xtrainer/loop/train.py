@@ -86,7 +86,7 @@ class _Run:
         self.agenda = trainer.agenda(plan, loaders.train.length)
         steps = max(self.agenda.sizes, default=1)
         limit = trainer.max_steps_in_flight
-        self.in_flight = InFlight(limit, done.skipped, done.examples, steps)
+        self.in_flight = InFlight(limit, done.skipped, done.examples, steps, done.step)
         self.feed = Feed(trainer, loaders.train, plan, self.together, self.in_flight.peek)
         self.next_event = self.agenda.next_after(done.step)
         self.validated: tuple[int, HostMetrics] | None = None

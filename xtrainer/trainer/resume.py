@@ -15,6 +15,7 @@ from xtrainer.errors import (
     NoUsableCheckpointError,
 )
 from xtrainer.launch import is_main_process
+from xtrainer.loop import OpenRows
 from xtrainer.trainer.saving import checkpoint_folder, load_step
 from xtrainer.trainer.shared import StepIndex, choose_step
 from xtrainer.trainer.view import TrainerView
@@ -54,6 +55,9 @@ def resume_run(trainer: TrainerView, resume: Resume) -> None:
             f"resume='must': found no checkpoint in {[str(folder) for folder in folders]}, "
             "expected one to go on from. Check the run folder, or use resume='auto'."
         )
+    elif folders and trainer.progress.step == 0:
+        # What an earlier start has logged before its first save is about to be logged again.
+        trainer.restored_rows = OpenRows(loggers={})
 
 
 def resume_folders(callbacks: Sequence[Callback]) -> list[Path]:
