@@ -66,6 +66,7 @@ def get_config() -> ConfigDict:
         "seed": 0,
     }
     sections = {
+        "resume": "auto",  # go on where a run in this folder has stopped; "must", "never"
         "num_train_steps": 3000,
         "trainer": to_config_dict(trainer),
         "model": to_config_dict(
@@ -159,6 +160,7 @@ def run(config: Any) -> dict[str, dict[str, float]]:
         loaders["val"],
         test_loader=loaders["test"],
         num_train_steps=config.num_train_steps,
+        resume=config.get("resume", "auto"),
     )
     seconds = time.perf_counter() - start
     trigram = Trigram(loaders["train"].stream)

@@ -39,6 +39,7 @@ def get_config() -> ConfigDict:
         weight_decay_exclude=("scale", "bias"),
     )
     sections = {
+        "resume": "auto",  # go on where a run in this folder has stopped; "must", "never"
         "num_epochs": 20,
         "trainer": to_config_dict(trainer),
         "model": to_config_dict(xt.ModelConfig(model_class="digits_cnn", model_config=model)),
@@ -128,6 +129,7 @@ def run(config: Any) -> dict[str, dict[str, float]]:
         loaders["val"],
         test_loader=loaders["test"],
         num_epochs=config.num_epochs,
+        resume=config.get("resume", "auto"),
     )
     show("test", results["test"])
     say(f"run folder: {trainer.log_path}")

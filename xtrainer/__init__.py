@@ -45,7 +45,13 @@ with epy.lazy_api_imports(globals()):
     from xtrainer.registry import register_model
     from xtrainer.state import Progress, TrainState
     from xtrainer.step import PrecisionConfig, StepSettings, make_eval_step, make_train_step
-    from xtrainer.trainer import ModelConfig, TrainerConfig, TrainerModule, init_state
+    from xtrainer.trainer import (
+        ModelConfig,
+        PretrainedMap,
+        TrainerConfig,
+        TrainerModule,
+        init_state,
+    )
 
 __all__ = [
     "ArrayLoader",
@@ -69,6 +75,7 @@ __all__ = [
     "ParallelConfig",
     "PipelinedStack",
     "PrecisionConfig",
+    "PretrainedMap",
     "Progress",
     "ProgressBarConfig",
     "SchedulerConfig",

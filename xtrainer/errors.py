@@ -4,10 +4,14 @@ import difflib
 import importlib
 from collections.abc import Iterable, Sequence
 from types import ModuleType
+from typing import ClassVar
 
 
 class XTrainerError(Exception):
     """Base of every deliberate error, so that a caller can catch all of them."""
+
+    exit_code: ClassVar[int] = 1
+    """What a program ends with where nobody catches the error, see ``launch/exits.py``."""
 
 
 class ConfigError(XTrainerError, ValueError):
@@ -84,9 +88,13 @@ class NewerFormatError(CheckpointError):
 class CheckpointWriteError(CheckpointError, OSError):
     """A checkpoint that could not be written."""
 
+    exit_code = 4
+
 
 class NoUsableCheckpointError(CheckpointError):
     """There are checkpoints, and none of them can be used."""
+
+    exit_code = 5
 
 
 class PeerError(XTrainerError, RuntimeError):

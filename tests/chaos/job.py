@@ -224,9 +224,7 @@ def record_of(trainer: Any, folder: Path) -> dict[str, Any]:
     order = [[step, {k: v for k, v in m.items() if "id" in k}] for s, step, _, m in rows]
     return {
         **{name: hashed(getattr(state, name)) for name in names},
-        "numbers": [
-            x for leaf in jax.tree.leaves(zoo.host(state.params)) for x in leaf.ravel().tolist()
-        ],
+        "numbers": [number for leaf in leaves for number in leaf.ravel().tolist()],
         "progress": trainer.progress.to_json(),
         "rows": json.loads(json.dumps(rows)),
         "order": hashlib.sha256(json.dumps(order).encode()).hexdigest(),

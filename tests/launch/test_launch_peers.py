@@ -8,7 +8,7 @@ import pytest
 from coordination_zoo import Service
 
 from xtrainer.errors import PeerError
-from xtrainer.launch import peers
+from xtrainer.launch import exits, peers
 
 GRACE_S = 0.3
 
@@ -98,7 +98,7 @@ def test_a_process_that_goes_on_is_ended_after_the_grace(
     begin = time.monotonic()
     wait_for(watching(watcher()))  # as process 0
     ((code, at),) = service.ended
-    assert code == peers.EXIT_CODE == 1
+    assert code == exits.ERROR_CODE == 1
     assert at - begin >= GRACE_S
     said = capsys.readouterr().err
     assert "Process 1 has failed, so process 0 ends:\nTraceback" in said

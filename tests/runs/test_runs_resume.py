@@ -113,8 +113,8 @@ def test_the_rows_of_both_parts_are_those_of_an_unbroken_run(
 
 def test_the_results_after_the_stop_are_those_of_an_unbroken_run(runs: SimpleNamespace) -> None:
     assert set(runs.first_results) == {"val_step_2", "test"}
-    assert set(runs.second_results) == {"val_step_4", "val_epoch_1", "val_step_6", "val_epoch_2",
-                                        "test"}  # fmt: skip
+    names = {"val_step_2", "val_step_4", "val_epoch_1", "val_step_6", "val_epoch_2", "test"}
+    assert set(runs.second_results) == names
     for key, metrics in runs.second_results.items():
         assert metrics == runs.results[key]
 
@@ -177,7 +177,7 @@ def test_a_run_that_is_done_does_nothing_when_it_is_begun_again(
     results = train(again)
     assert again.stop_reason is StopReason.NOTHING_TO_DO
     assert zoo.rows_of(runs.folder / "whole", "train") == rows
-    assert set(results) == {"test"}
+    assert results == {name: runs.results[name] for name in ("val_step_6", "test")}
 
 
 def test_a_run_that_is_done_logs_its_last_row_of_fewer_steps_as_before(

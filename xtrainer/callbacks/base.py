@@ -106,6 +106,10 @@ class Callback(Hooks):
         interval = self.step_interval()
         return None if interval is None else step - step % interval + interval
 
+    def watches_steps(self) -> bool:
+        """Says whether ``on_training_step`` may be called at all in the run that begins."""
+        return self.next_step(self.trainer.progress.step) is not None
+
     @property
     def account(self) -> tuple[str, str]:
         """What the time of this callback is counted for, and its name there."""

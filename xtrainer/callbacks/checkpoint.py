@@ -2,6 +2,7 @@
 
 import logging
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,7 +11,7 @@ from xtrainer.callbacks.base import Callback, CallbackConfig
 from xtrainer.callbacks.view import CallbackTrainer
 from xtrainer.checkpoint import CheckpointManager, describe_leaves
 from xtrainer.errors import CheckpointWriteError, MetricError, did_you_mean
-from xtrainer.launch import process_count
+from xtrainer.launch import broadcast, process_count
 from xtrainer.types import HostMetrics
 
 _LOG = logging.getLogger(__name__)
@@ -29,6 +30,9 @@ class ModelCheckpointConfig(CallbackConfig):
     """How many of the best are kept; the newest is kept besides. None: all."""
     every_n_steps: int = -1
     """Besides, save every so many steps; -1: not by steps."""
+    every_n_minutes: float = -1.0
+    """Besides, save with the first row of metrics after so many minutes without a save; -1: not by
+    time. With several processes the main one's clock counts, and each row waits for its steps."""
     save_last: bool = True
     """Save when training ends, also when no validation is due there."""
     save_optimizer_state: bool = True
@@ -56,6 +60,8 @@ class ModelCheckpointConfig(CallbackConfig):
         found = super().problems()
         if self.max_to_keep is not None and self.max_to_keep < 1:
             found.append(f"max_to_keep: found {self.max_to_keep}, expected >= 1, or None for all.")
+        if self.every_n_minutes <= 0 and self.every_n_minutes != -1:
+            found.append(f"every_n_minutes: found {self.every_n_minutes}, expected > 0, or -1.")
         if self.max_failed_saves < 0:
             found.append(f"max_failed_saves: found {self.max_failed_saves}, expected >= 0.")
         return found
@@ -80,6 +86,7 @@ class ModelCheckpoint(Callback):
         self._saved_step: int | None = None
         self._wanted: HostMetrics | None = None
         self._failures = 0
+        self._saved_at = time.monotonic()
 
     @property
     def monitored(self) -> str | None:
@@ -101,6 +108,7 @@ class ModelCheckpoint(Callback):
         describe_leaves(self.trainer.state)  # told now rather than at the first save
         manager, step = self._open(), self.trainer.progress.step
         manager.supersede_after(step)
+        self._saved_at = time.monotonic()
         self._saved_step = manager.latest_step()
         if self.config.save_on_start and self._saved_step != step:
             self._save(None, step)
@@ -126,8 +134,27 @@ class ModelCheckpoint(Callback):
             self._save(wanted or None, step_idx)
 
     def on_training_step(self, step_metrics: HostMetrics, epoch_idx: int, step_idx: int) -> None:
-        """Saves by steps."""
-        self._save(None, step_idx)
+        """Saves by steps and by time."""
+        interval = self.step_interval()
+        by_steps = interval is not None and step_idx % interval == 0
+        if by_steps or broadcast(self._is_late(), "time of a checkpoint"):
+            self._save(None, step_idx)
+
+    def next_step(self, step: int) -> int | None:
+        """Returns the next step at which a save is due, or may be."""
+        found = super().next_step(step)
+        if self.config.every_n_minutes > 0 and (process_count() > 1 or self._is_late()):
+            row = step - step % self.trainer.log_every_n_steps + self.trainer.log_every_n_steps
+            return row if found is None else min(found, row)
+        return found
+
+    def watches_steps(self) -> bool:
+        """Says whether saves by steps or by time may come."""
+        return super().watches_steps() or self.config.every_n_minutes > 0
+
+    def _is_late(self) -> bool:
+        minutes = self.config.every_n_minutes
+        return 0 < 60 * minutes <= time.monotonic() - self._saved_at
 
     def step_interval(self) -> int | None:
         """Returns every how many steps to save; None: not by steps."""
@@ -204,8 +231,8 @@ class ModelCheckpoint(Callback):
             config.save_optimizer_state, config.save_dataloader_state, metrics
         )
         try:
-            manager.wait()
-            self._failures = 0
+            if manager.wait():
+                self._failures = 0
         except CheckpointWriteError as error:
             self._count_failure(error)
         try:
@@ -213,7 +240,9 @@ class ModelCheckpoint(Callback):
         except CheckpointWriteError as error:
             self._count_failure(error)
         else:
-            self._saved_step = step
+            self._saved_step, self._saved_at = step, time.monotonic()
+            if not self.config.enable_async_checkpointing:
+                self._failures = 0
             manager.when_failed(self._stop_for_failure)
 
     def _count_failure(self, error: CheckpointWriteError) -> None:

@@ -26,6 +26,11 @@ class CallbackTrainer(Protocol):
         ...
 
     @property
+    def log_every_n_steps(self) -> int:
+        """Steps of a row."""
+        ...
+
+    @property
     def log_path(self) -> Path | None:
         """The run folder."""
         ...

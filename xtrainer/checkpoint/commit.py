@@ -138,6 +138,8 @@ def read_commit(folder: Path) -> Commit:
     try:
         files = {name: (int(size), int(crc)) for name, (size, crc) in record["files"].items()}
         commit = Commit(**{**record, "files": files})
+        if type(commit.step) is not int or type(commit.fingerprints) is not dict:
+            raise TypeError(f"found step {commit.step!r}")
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise CheckpointError(
             f"{folder}: {COMMIT_FILE} is no record of a step: {error}."

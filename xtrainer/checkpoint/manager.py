@@ -47,6 +47,7 @@ from xtrainer.checkpoint.removal import (
 from xtrainer.checkpoint.snapshot import HostCopy
 from xtrainer.errors import CheckpointError, CheckpointNotFoundError, CheckpointWriteError
 from xtrainer.launch import broadcast, gather, is_main_process
+from xtrainer.tree import num_bytes
 from xtrainer.types import JSON
 
 _log = logging.getLogger(__name__)
@@ -108,6 +109,7 @@ class CheckpointManager:
         self.async_save = async_save
         self._save: _Save | None = None
         self._closed = False
+        self._needed = 0
         self._copy = HostCopy()
         self._metrics, self._run = self._open()
         self._arrays = ArrayWriter()
@@ -162,6 +164,7 @@ class CheckpointManager:
                 "Call gather_meta with the same state."
             )
         record = {STEP_KEY: step, METRIC_KEY: float_to_json(value), MODE_KEY: self.monitor_mode}
+        self._needed = num_bytes(items.state)
         # A copy: the caller may go on changing what a background thread is about to write.
         meta = {**copy.deepcopy(items.meta), **record}
         saving = saving_folder(self.folder, step)
@@ -183,10 +186,12 @@ class CheckpointManager:
     def _commit(self, step: int, meta: Mapping[str, JSON], fingerprints: Pending) -> None:
         """Writes everything but the arrays, and makes it a step when these are written."""
         saving = saving_folder(self.folder, step)
-        if is_main_process():
-            write_json(saving / META_FILE, meta)
-            reached("meta")
-        self._arrays.wait()
+        try:
+            if is_main_process():
+                write_json(saving / META_FILE, meta)
+                reached("meta")
+        finally:
+            self._arrays.wait()  # in any case: a failed save's folder is removed
         reached("arrays")
         if is_main_process():
             seal(saving, step, self._run, lambda: finish_fingerprints(fingerprints))
@@ -216,14 +221,17 @@ class CheckpointManager:
         self._metrics[step] = float(metric)
         self._prune()
 
-    def wait(self) -> None:
+    def wait(self) -> bool:
         """Finishes the save under way, if there is one, and removes steps that are not kept.
+
+        Returns:
+            Whether there was one.
 
         Raises:
             CheckpointError: If that save failed; raised once, and the next save may work.
         """
         if self._save is None:
-            return
+            return False
         save, self._save = self._save, None
         error = save.done.exception()
         own = None if error is None else f"{type(error).__name__}: {error}"
@@ -233,6 +241,7 @@ class CheckpointManager:
             raise self._failure(save.step, failed) from error
         self._metrics[save.step] = save.metric
         self._prune()
+        return True
 
     def when_failed(self, call: Callable[[], None]) -> None:
         """Calls something from another thread as soon as the save under way has failed."""
@@ -348,8 +357,8 @@ class CheckpointManager:
             remove_tree(saving_folder(self.folder, step))
         return CheckpointWriteError(
             f"{self.folder}: the save of step {step} failed ({reason}), expected it to be written. "
-            f"{space}Check the free space and the permissions of the folder; older steps are "
-            "untouched."
+            f"It needs {self._needed:,} bytes. {space}Check the free space and the permissions "
+            "of the folder; older steps are untouched."
         )
 
     def _stored_metric(self, step: int) -> float | None:

@@ -12,6 +12,7 @@ import jax
 from xtrainer.errors import ConfigError
 from xtrainer.launch.cluster import ClusterInfo, detect_cluster
 from xtrainer.launch.exchange import num_processes, runtime_process
+from xtrainer.launch.exits import watch_exit
 from xtrainer.launch.peers import watch
 
 _LOG = logging.getLogger(__name__)
@@ -56,17 +57,18 @@ def initialize(
     Without arguments the launcher is found in the environment (SLURM, Open MPI, a TPU pod or a
     Kubernetes Job with more than one process, or ``JAX_COORDINATOR_ADDRESS``), and logged; where
     there is none, this process is the whole run and nothing is started. A second call gives what
-    is running and starts nothing.
+    is running and starts nothing. An error that nobody catches ends the program with its own exit
+    code: 5 where no checkpoint is usable, 4 where none could be written.
 
     Args:
         coordinator_address: ``host:port`` of process 0. A loopback host is bound on loopback only.
         num_processes: How many processes the run has.
         process_id: The number of this one, from 0.
         platform: ``"cpu"``, ``"cuda"``, ``"rocm"``, ``"tpu"`` (``"gpu"`` is ``"cuda"``).
-        device_ids: Which of this machine's GPUs the process may use; needs a GPU ``platform``.
+        device_ids: This machine's GPUs for the process; needs a GPU ``platform``.
         timeout_s: How long to wait for the other processes.
-        heartbeat_timeout_s: How long a process may be silent before it counts as dead, which ends
-            the others; None: 20 where all are on this machine, else 30.
+        heartbeat_timeout_s: Silence after which a process counts as dead, which ends the others;
+            None: 20 where all are on this machine, else 30.
         failure_grace_s: How long the others may take to end by themselves when one process has
             failed; then they are ended, with that process's error.
 
@@ -78,10 +80,10 @@ def initialize(
         >>> initialize().process_count
         1
     """
-    problems = _argument_problems(coordinator_address, num_processes, process_id)
-    problems += _device_problems(platform, device_ids)
-    if problems:
-        raise ConfigError(problems)
+    wrong = _argument_problems(coordinator_address, num_processes, process_id)
+    if wrong := [*wrong, *_device_problems(platform, device_ids)]:
+        raise ConfigError(wrong)
+    watch_exit()
     if jax.distributed.is_initialized():
         watch(failure_grace_s)
         return _running(num_processes, process_id)

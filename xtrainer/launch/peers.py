@@ -27,12 +27,12 @@ from xtrainer.launch.exchange import (
     num_processes,
     runtime_process,
 )
+from xtrainer.launch.exits import exit_code
 
 _FAILURES = "xtrainer/failures/"
 _LEAVING = "xtrainer/leaving/"
 _POLL_S = 0.25
 _JOIN_S = 5.0
-EXIT_CODE = 1
 
 
 def watch(grace_s: float | None = None) -> None:
@@ -162,7 +162,7 @@ class _Watcher:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(Exception):
                 stream.flush()
-        os._exit(EXIT_CODE)
+        os._exit(exit_code())
 
     def _see_others_off(self, own: int) -> None:
         """Says that this process leaves; the coordinator leaves last.

@@ -101,7 +101,8 @@ class TensorBoardLogger(LoggerTool):
     def load_state_dict(self, state: Mapping[str, Any], step: int) -> None:
         """Lets TensorBoard forget what was logged of later steps."""
         self.finalize("stopped")
-        self._purge_step = step + 1
+        if any(self.folder.glob("events*")):
+            self._purge_step = step + 1
 
     def _purge(self, step: int) -> None:
         from tensorboardX.proto import event_pb2

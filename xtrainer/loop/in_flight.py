@@ -44,7 +44,7 @@ class InFlight:
         skipped: Steps that were refused before.
         examples: Rows that were trained on before.
         steps: Steps of a dispatch, at most.
-        step: The newest step that was taken before.
+        step: The step that the run stands at.
 
     Attributes:
         examples: Rows that were trained on up to the newest step that was read.

@@ -89,7 +89,7 @@ class _Run:
         self.in_flight = InFlight(limit, done.skipped, done.examples, steps, done.step)
         self.feed = Feed(trainer, loaders.train, plan, self.together, self.in_flight.peek)
         self.next_event = self.agenda.next_after(done.step)
-        self.validated: tuple[int, HostMetrics] | None = None
+        self.validated: tuple[int, str, HostMetrics] | None = None
         self.resume_rows()
         self.over = False  # steps that were dispatched were not taken: nothing comes after them
         self.rewind_to: LoaderPosition | None = None
@@ -102,8 +102,9 @@ class _Run:
             self.windows.load_state_dict(saved.run["windows"])
             self.newest_row = row_from_json(saved.run["newest"])
             if saved.run["validated"] is not None:
-                step, metrics = saved.run["validated"]
-                self.validated = (step, row_from_json(metrics))
+                step, key, metrics = saved.run["validated"]
+                self.validated = (step, key, row_from_json(metrics))
+                self.results[key] = self.validated[2]
         if saved is not None and saved.loggers is not None:
             trainer.logger.load_state_dict(saved.loggers, trainer.progress.step)
         trainer.row_keeper = self
@@ -113,7 +114,8 @@ class _Run:
         run: dict[str, JSON] = {"windows": self.windows.state_dict(), "validated": None}
         run["newest"] = row_to_json(self.newest_row)
         if self.validated is not None:
-            run["validated"] = [self.validated[0], row_to_json(self.validated[1])]
+            step, key, metrics = self.validated
+            run["validated"] = [step, key, row_to_json(metrics)]
         logger = self.trainer.logger
         logger.flush()
         return OpenRows(run, logger.state_dict())
@@ -336,7 +338,7 @@ class _Run:
             return
         step = progress.step
         if self.validated is not None and self.validated[0] == step:
-            self.results[key] = self.validated[1]
+            self.results[key] = self.validated[2]
             return
         self.windows.flush()
         start = time.perf_counter()
@@ -345,7 +347,7 @@ class _Run:
             metrics = run_evaluation(trainer, self.loaders.val, "val", epoch)
             progress.validations += 1
             trainer.notify("on_validation_epoch_end", metrics, epoch, step)
-            self.validated = (step, metrics)
+            self.validated = (step, key, metrics)
             self.results[key] = metrics
             row = {**metrics, "time_s": time.perf_counter() - start}
             self.log_epoch(row, "val", epoch)

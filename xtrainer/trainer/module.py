@@ -26,6 +26,7 @@ from xtrainer.step import TrainExecutor
 from xtrainer.trainer import overview, run, saving, shared
 from xtrainer.trainer import resume as resuming
 from xtrainer.trainer.parts import TrainerParts
+from xtrainer.trainer.pretrained import PretrainedMap, load_mapped
 from xtrainer.types import BatchLike, HostMetrics
 
 
@@ -81,7 +82,7 @@ class TrainerModule(TrainerParts):
 
         Returns:
             ``val_epoch_N``, ``val_step_N`` and ``test`` with metrics by name; with several sets the
-            names begin with ``SET_``.
+            names begin with ``SET_``. After a resume the newest validation before it is there too.
 
         Raises:
             ConfigError: For both or neither of ``num_epochs`` and ``num_train_steps``.
@@ -94,7 +95,7 @@ class TrainerModule(TrainerParts):
             num_epochs,
             num_train_steps,
             steps_per_epoch,
-            config.logger.log_every_n_steps if config.logger else 50,
+            self.log_every_n_steps,
             config.check_val_every_n_epoch,
             config.check_val_every_n_steps,
         )
@@ -183,6 +184,12 @@ class TrainerModule(TrainerParts):
         return self.trainer_config.max_steps_in_flight
 
     @property
+    def log_every_n_steps(self) -> int:
+        """Steps of a row."""
+        logger = self.trainer_config.logger
+        return logger.log_every_n_steps if logger else 50
+
+    @property
     def nonfinite_limit(self) -> int | None:
         """Refused steps in a row that end the run."""
         return self.trainer_config.nonfinite_limit
@@ -210,7 +217,7 @@ class TrainerModule(TrainerParts):
         own = type(self).on_training_step is not Hooks.on_training_step
         hooks = [StepHook(every(1), self.on_training_step, False)] if own else []
         for c in self.callbacks:
-            if c.next_step(self.global_step) is not None:
+            if c.watches_steps():
                 settled = c.needs_settled_state
                 hooks.append(StepHook(c.next_step, c.on_training_step, settled, c.account))
         return hooks
@@ -306,6 +313,8 @@ class TrainerModule(TrainerParts):
         val_loader: Any = None,
         test_loader: Any = None,
         delete_params_before_loading: bool = True,
+        param_map: PretrainedMap | None = None,
+        dry_run: bool = False,
     ) -> int:
         """Takes the model of another run, which is only read, and returns the step it was saved at.
 
@@ -320,13 +329,21 @@ class TrainerModule(TrainerParts):
             test_loader: The same.
             delete_params_before_loading: Free the present parameters as soon as the new ones are
                 read. They are kept until then: a failed load changes nothing.
+            param_map: What may differ between the models; only parameters and mutable collections
+                are taken then, and a table says what became of each.
+            dry_run: Log that table and load nothing.
 
         Raises:
             CheckpointNotFoundError: If there is no such checkpoint.
             CheckpointError: If it does not fit this trainer.
         """
         which = "best" if load_best else saving.step_index(step_idx)
-        old, folder = self.state, Path(checkpoint_path).expanduser()
+        folder = Path(checkpoint_path).expanduser()
+        if param_map is not None or dry_run:
+            step_folder, _ = shared.choose_step(folder, which)
+            self.state = load_mapped(self.state, step_folder, param_map or PretrainedMap(), dry_run)
+            return int(step_folder.name)
+        old = self.state
         step_folder = resuming.load_usable(self, folder, which, False, load_optimizer)
         if delete_params_before_loading:
             saving.delete_model(old, kept=self.state)

@@ -38,8 +38,17 @@ def resume_run(trainer: TrainerView, resume: Resume) -> None:
         raise ConfigError(
             f"resume: found {resume!r}, expected 'auto', 'must', 'never', a step or a folder."
         )
-    if resume == "never" or (resume == "auto" and trainer.is_own_state):
-        return
+    if isinstance(resume, str) and resume.isdecimal():  # as a command line gives it
+        resume = int(resume)
+    if resume != "never" and not (resume == "auto" and trainer.is_own_state):
+        _load(trainer, resume)
+    if not trainer.is_own_state:
+        # The run begins here: later rows in its folder are those of an earlier one.
+        run = None if trainer.restored_rows is None else trainer.restored_rows.run
+        trainer.restored_rows = OpenRows(run, {})
+
+
+def _load(trainer: TrainerView, resume: Resume) -> None:
     if isinstance(resume, int):
         load_usable(trainer, checkpoint_folder(trainer), resume, own=True)
         return
@@ -55,9 +64,6 @@ def resume_run(trainer: TrainerView, resume: Resume) -> None:
             f"resume='must': found no checkpoint in {[str(folder) for folder in folders]}, "
             "expected one to go on from. Check the run folder, or use resume='auto'."
         )
-    elif folders and trainer.progress.step == 0:
-        # What an earlier start has logged before its first save is about to be logged again.
-        trainer.restored_rows = OpenRows(loggers={})
 
 
 def resume_folders(callbacks: Sequence[Callback]) -> list[Path]:
