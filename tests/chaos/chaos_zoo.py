@@ -1,5 +1,6 @@
 """How a test kills a job again and again, and what it finds in the journal afterwards."""
 
+import contextlib
 import json
 import os
 import random
@@ -21,6 +22,9 @@ KILLED = -9
 _TRIES = 3
 """New runs that a kill may be tried in, where a run has ended before it came."""
 _TAIL = 3000
+_MARK = "CHAOS_FOLDER"
+_GONE_S = 10.0
+"""Until processes that a killed one has started must have ended."""
 
 Line = dict[str, Any]
 
@@ -159,7 +163,7 @@ class Campaign:
         timed = kind in ("time", "start")
         with (folder / "stderr.txt").open("a", encoding="utf-8") as log:
             process = subprocess.Popen(
-                command, env=environ("" if timed else plan, self.job.devices), text=True,
+                command, env=environ("" if timed else plan, self.job.devices, folder), text=True,
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log,
             )  # fmt: skip
             try:
@@ -199,16 +203,32 @@ class Campaign:
         self.report.problems += [f"after a start without a step: {text}" for text in texts]
 
 
-def environ(plan: str, devices: int) -> dict[str, str]:
-    """Returns the environment of a job."""
+def environ(plan: str, devices: int, folder: Path) -> dict[str, str]:
+    """Returns the environment of a job; its folder marks all processes that come of it."""
     flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     return {
         **os.environ,
         "CHAOS": plan,
+        _MARK: str(folder),
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": flags,
         "PYTHONPATH": os.pathsep.join(map(str, (TESTS.parent, TESTS, WORKER.parent))),
     }
+
+
+def left_running(folder: Path) -> list[str]:
+    """Returns the commands of all processes left of the jobs in a folder; waits for them to end."""
+    mark = f"{_MARK}={folder}".encode()
+    deadline = time.monotonic() + _GONE_S
+    while True:
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                if mark in (process / "environ").read_bytes():
+                    found.append((process / "cmdline").read_bytes().decode("utf-8", "replace"))
+        if not found or time.monotonic() > deadline:
+            return found
+        time.sleep(0.1)
 
 
 def record_of(folder: Path) -> Line:

@@ -60,6 +60,8 @@ class Job:
         loader: ``array``, ``grain`` or ``workers``, which is Grain with a worker process.
         pause_s: Added to each step, so that kills come at every moment of one.
         devices: Devices used, of all processes.
+        batch_norm: Whether the model keeps batch statistics; of several processes it cannot with
+            a last batch of fewer rows.
     """
 
     steps: int = 205
@@ -68,6 +70,7 @@ class Job:
     loader: str = "array"
     pause_s: float = 0.004
     devices: int = 2
+    batch_norm: bool = True
 
 
 class Journal:
@@ -161,7 +164,7 @@ def make_trainer(folder: Path, job: Job) -> Any:
     rate = optax.warmup_cosine_decay_schedule(0.0, 0.02, 20, job.steps)
     return zoo.make_trainer(
         Ordered,
-        model={"width": 8, "batch_norm": True, "dropout": 0.3},
+        model={"width": 8, "batch_norm": job.batch_norm, "dropout": 0.3},
         optimizer=optax.chain(optax.adamw(rate, weight_decay=0.01), averaged(0.9)),
         batch=probes.one(0, BATCH),
         mesh=xt.build_mesh(xt.ParallelConfig(), jax.devices()[: job.devices]),

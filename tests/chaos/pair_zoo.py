@@ -77,7 +77,7 @@ class PairCampaign(chaos_zoo.Campaign):
         }
         process = subprocess.Popen(
             [sys.executable, str(chaos_zoo.WORKER), str(folder), json.dumps(asdict(self.job))],
-            env={**chaos_zoo.environ(fault, 1), **joined}, text=True,
+            env={**chaos_zoo.environ(fault, 1, folder), **joined}, text=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log,
         )  # fmt: skip
         try:

@@ -16,7 +16,7 @@ needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace
 def test_everything_is_synced_before_the_rename_that_makes_a_step(tmp_path: Path) -> None:
     log, run = tmp_path / "calls", tmp_path / "run"
     worker = chaos_zoo.WORKER.parent / "save_once.py"
-    syscalls.trace([sys.executable, str(worker), str(run)], log, chaos_zoo.environ("", 1))
+    syscalls.trace([sys.executable, str(worker), str(run)], log, chaos_zoo.environ("", 1, run))
     saving, step = str(run / "checkpoints" / "2.saving"), str(run / "checkpoints" / "2")
     disk, names, commits, after = syscalls.Disk(), set(), 0, None
     for call, arguments, opened in syscalls.calls_of(log):

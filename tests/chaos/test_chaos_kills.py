@@ -105,3 +105,4 @@ def test_no_kill_of_many_is_seen_in_the_end(
     record_property("table", report.table())
     assert len(report.kills) >= kills, report.table()
     assert report.problems == [], report.table()
+    assert chaos_zoo.left_running(tmp_path) == []
