@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import mutants
 import probes
 import zoo
 
@@ -11,6 +12,7 @@ import xtrainer as xt
 
 def main() -> None:
     """Trains two steps and saves the second."""
+    mutants.apply()
     folder = Path(sys.argv[1])
     trainer = probes.traced(
         logger=zoo.file_logger(folder), callbacks=[xt.ModelCheckpointConfig(save_last=True)]
