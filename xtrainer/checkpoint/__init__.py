@@ -14,6 +14,7 @@ Reading never makes a manager and never changes a folder. The arrays go through 
 JSON; nothing is pickled and nothing in a checkpoint is executed.
 """
 
+from xtrainer.checkpoint.fingerprint import differing_replicas, fingerprints
 from xtrainer.checkpoint.items import CheckpointItems, check_json, describe_leaves, gather_meta
 from xtrainer.checkpoint.manager import CheckpointManager
 from xtrainer.checkpoint.metadata import find_step, list_steps, read_meta, read_metric
@@ -29,7 +30,9 @@ __all__ = [
     "check_json",
     "choose_usable",
     "describe_leaves",
+    "differing_replicas",
     "find_step",
+    "fingerprints",
     "gather_meta",
     "list_steps",
     "migrate",

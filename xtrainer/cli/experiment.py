@@ -4,7 +4,7 @@ import importlib.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -35,11 +35,13 @@ class Experiment(NamedTuple):
         path: The file.
         get_config: Returns the settings.
         make_trainer: From settings and a mesh to a trainer.
+        run: Trains as settings say; None where the file has no such function.
     """
 
     path: Path
     get_config: Callable[[], ConfigDict]
     make_trainer: Callable[..., TrainerModule]
+    run: Callable[[ConfigDict], Any] | None = None
 
 
 def load_experiment(path: str | Path) -> Experiment:
@@ -67,7 +69,8 @@ def load_experiment(path: str | Path) -> Experiment:
             + "; and ".join(_WANTED[what] for what in missing)
             + "."
         )
-    return Experiment(path, module.get_config, module.make_trainer)
+    run = getattr(module, "run", None)
+    return Experiment(path, module.get_config, module.make_trainer, run)
 
 
 def config_problems(config: ConfigDict) -> list[str]:
