@@ -163,13 +163,13 @@ def test_a_run_that_may_lose_no_save_ends_at_once(
     trainer: Any = None
 
     def watch() -> None:
-        manager = trainer.callbacks[-1]._manager
+        manager = trainer.callbacks[1]._manager
         manager.when_failed(lambda: failed_at.append(trainer.global_step))
 
     every = 4
-    calls = {2 * every: disk.fill, 2 * every + 1: watch}
+    before, after = acting({2 * every: disk.fill}), acting({2 * every: watch})
     config = saving(disk, every, max_to_keep=None, enable_async_checkpointing=asynchronous)
-    trainer = stage.begin(acting(calls), config, folder=tmp_path / "run")
+    trainer = stage.begin(before, config, after, folder=tmp_path / "run")
     with pytest.raises(CheckpointWriteError, match=r"save of step 8 failed.*Free there: [\d,]+"):
         train(trainer, 1000)
     if asynchronous:

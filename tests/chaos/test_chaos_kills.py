@@ -35,6 +35,7 @@ SHORT = {
 }
 
 Runs = Callable[[Job], chaos_zoo.Report]
+LongRuns = Callable[[Job], tuple[chaos_zoo.Report, Path]]
 
 
 def all_moments() -> list[str]:
@@ -84,25 +85,61 @@ def test_the_journal_tells_of_work_that_was_lost(runs: Runs) -> None:
     assert by_plan["committed:2"].lost < ONE.save_every
 
 
-@pytest.mark.chaos
-@pytest.mark.parametrize(
-    ("job", "kills"),
-    [(Job(), 100), (Job(accumulate=4), 90), (Job(loader="grain"), 15), (Job(loader="workers"), 8)],
-    ids=["accumulate_1", "accumulate_4", "grain", "grain_workers"],
-)
-def test_no_kill_of_many_is_seen_in_the_end(
-    tmp_path: Path, job: Job, kills: int, record_property: Callable[[str, Any], None]
-) -> None:
-    draw = random.Random(SEED + job.accumulate)
-    plans = all_moments()
+LONG = {Job(): 85, Job(accumulate=4): 75}
+"""Kills by job; both campaigns run at the same time."""
+READERS = {"grain": 12, "workers": 8}
+"""Kills by loader."""
+
+
+def many(kills: int, seed: int) -> tuple[str, ...]:
+    """Returns moments and random times, in an order given by the seed."""
+    draw = random.Random(seed)
+    moments = all_moments()
+    draw.shuffle(moments)
+    some = kills - len(FIRST_STEP) - len(LAST)
+    moments = moments[: some // 2]
+    times = [f"time:{draw.uniform(0, 1.5):.3f}" for _ in range(some - len(moments))]
+    plans = [*moments, *times]
     draw.shuffle(plans)
-    timed = [f"time:{draw.uniform(0, 1.5):.3f}" for _ in range(kills)]
-    half = (kills - len(FIRST_STEP) - len(LAST)) // 2
-    plans = [*plans[:half], *timed[: kills - half - len(FIRST_STEP) - len(LAST)]]
-    draw.shuffle(plans)
-    report = campaign(tmp_path, job, (*FIRST_STEP, *plans, *LAST), SEED + job.accumulate)
+    return (*FIRST_STEP, *plans, *LAST)
+
+
+def assert_unseen(report: chaos_zoo.Report, kills: int, folder: Path) -> None:
+    """Fails unless all kills have come, nothing differs in the end, and no process is left."""
     print(report.table())
-    record_property("table", report.table())
     assert len(report.kills) >= kills, report.table()
     assert report.problems == [], report.table()
-    assert chaos_zoo.left_running(tmp_path) == []
+    assert chaos_zoo.left_running(folder) == []
+
+
+@pytest.fixture(scope="module")
+def long_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LongRuns]:
+    """Campaigns of many kills, with their folders."""
+    with ThreadPoolExecutor(len(LONG)) as pool:
+        folders = {job: tmp_path_factory.mktemp("many") for job in LONG}
+        reports = {
+            job: pool.submit(campaign, folders[job], job, many(LONG[job], SEED + i), SEED + i)
+            for i, job in enumerate(LONG)
+        }
+        yield lambda job: (reports[job].result(), folders[job])
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("job", LONG, ids=lambda job: f"accumulate_{job.accumulate}")
+def test_no_kill_of_many_is_seen_in_the_end(
+    long_runs: LongRuns, job: Job, record_property: Callable[[str, Any], None]
+) -> None:
+    report, folder = long_runs(job)
+    record_property("table", report.table())
+    assert_unseen(report, LONG[job], folder)
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("loader", READERS)
+def test_a_loader_that_reads_ahead_by_itself_goes_on_where_it_was(
+    tmp_path: Path, loader: str, record_property: Callable[[str, Any], None]
+) -> None:
+    kills = READERS[loader]
+    report = campaign(tmp_path, Job(loader=loader), many(kills, SEED), SEED)
+    record_property("table", report.table())
+    assert_unseen(report, kills, tmp_path)
