@@ -240,10 +240,11 @@ def watch_rows(faults: Faults) -> None:
     """Tells when a resumed run takes back rows: ``retiring``, then ``retired``."""
     retire = file.retire_rows
 
-    def watched(*args: Any) -> None:
+    def watched(*args: Any) -> bool:
         faults.reached("retiring")
-        retire(*args)
+        any_retired = retire(*args)
         faults.reached("retired")
+        return any_retired
 
     file.retire_rows = watched
 

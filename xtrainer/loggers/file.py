@@ -242,7 +242,7 @@ def _decode_row(line: str) -> dict[str, Any] | None:
     return row
 
 
-def retire_rows(path: Path, count: int | None, step: int) -> None:
+def retire_rows(path: Path, count: int | None, step: int) -> bool:
     """Moves rows that came after a checkpoint into a file beside theirs.
 
     A kill in between leaves them in both, and the next time they are moved again.
@@ -251,6 +251,9 @@ def retire_rows(path: Path, count: int | None, step: int) -> None:
         path: Of the rows, all of them whole.
         count: Rows there were at the checkpoint; None: not known.
         step: Of the checkpoint.
+
+    Returns:
+        Whether there were any.
     """
     lines = path.read_bytes().splitlines(keepends=True)
     kept = lines if count is None else lines[:count]
@@ -260,7 +263,7 @@ def retire_rows(path: Path, count: int | None, step: int) -> None:
     else:
         retired = lines[count:]
     if not retired:
-        return
+        return False
     with open(path.with_name(SUPERSEDED_FILE), "ab") as file:
         file.writelines(retired)
         file.flush()
@@ -271,6 +274,7 @@ def retire_rows(path: Path, count: int | None, step: int) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+    return True
 
 
 def _step_of(line: bytes) -> int:
