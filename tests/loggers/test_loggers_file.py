@@ -176,6 +176,25 @@ def test_every_cut_of_the_files_is_mended_by_the_next_training(tmp_path):
         assert [row["step"] for row in read_csv(folder / "metrics_train.csv")] == ["1", "3"]
 
 
+def test_tables_that_a_kill_left_half_rewritten_are_whole_after_a_resume(tmp_path):
+    first = FileLogger(tmp_path)
+    for step in (1, 2, 3):
+        first.log_metrics({"loss": 1.0 / step}, step, "train", 1)
+    state = first.state_dict()
+    first.log_metrics({"loss": 0.125}, 4, "train", 1)
+    first.finalize("stopped")
+    FileLogger(tmp_path).load_state_dict(state, 3)
+    table = tmp_path / "metrics_train.csv"
+    whole = table.read_bytes()
+    for size in range(len(whole)):
+        table.write_bytes(whole[:size])
+        FileLogger(tmp_path).load_state_dict(state, 3)
+        assert table.read_bytes() == whole
+    table.unlink()
+    FileLogger(tmp_path).load_state_dict(state, 3)
+    assert table.read_bytes() == whole
+
+
 def test_a_broken_line_inside_the_file_is_an_error(logger, tmp_path):
     logger.log_metrics({"loss": 1.0}, 1, "train", 1)
     path = tmp_path / "metrics.jsonl"

@@ -180,6 +180,26 @@ def test_a_run_that_is_done_does_nothing_when_it_is_begun_again(
     assert results == {name: runs.results[name] for name in ("val_step_6", "test")}
 
 
+def test_a_run_that_is_done_logs_its_last_row_of_fewer_steps_as_before(
+    stage: probes.Repeatable, tmp_path: Path
+) -> None:
+    train(stage.begin(*SAVING, folder=tmp_path, every=4))
+    rows = zoo.rows_of(tmp_path, "train")
+    assert list(rows) == [4, STEPS]
+    train(stage.begin(*SAVING, folder=tmp_path, every=4))
+    assert zoo.rows_of(tmp_path, "train") == rows
+
+
+def test_rows_of_a_start_that_did_not_come_to_a_save_are_logged_once(
+    stage: probes.Repeatable, runs: SimpleNamespace, tmp_path: Path
+) -> None:
+    train(stage.begin(folder=tmp_path), stop=1)
+    train(begin(stage, tmp_path))
+    assert zoo.rows_of(tmp_path, "train") == zoo.rows_of(runs.folder / "whole", "train")
+    superseded = (tmp_path / "metrics.superseded.jsonl").read_text(encoding="utf-8")
+    assert '"step": 1,' in superseded
+
+
 def test_a_loader_without_a_state_goes_on_by_count(
     plain: probes.Repeatable, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -38,6 +38,7 @@ from xtrainer.checkpoint.metadata import (
 )
 from xtrainer.checkpoint.removal import (
     clean,
+    remove_left,
     remove_step,
     remove_superseded,
     remove_tree,
@@ -111,6 +112,7 @@ class CheckpointManager:
         self._save: _Save | None = None
         self._closed = False
         self._needed = 0
+        self._failed: list[Path] = []
         self._copy = HostCopy()
         self._metrics, self._run = self._open()
         self._arrays = ArrayWriter()
@@ -169,6 +171,7 @@ class CheckpointManager:
         # A copy: the caller may go on changing what a background thread is about to write.
         meta = {**copy.deepcopy(items.meta), **record}
         saving = saving_folder(self.folder, step)
+        remove_left(self._failed)
         try:
             with jax.transfer_guard("allow"):  # also called inside the guarded training loop
                 if is_main_process():
@@ -288,6 +291,7 @@ class CheckpointManager:
             self._committer.shutdown()
             self._remover.shutdown()
             self._arrays.close()
+            remove_left(self._failed)
 
     def __enter__(self) -> "CheckpointManager":
         return self
@@ -361,7 +365,8 @@ class CheckpointManager:
         space = ""
         if is_main_process():
             space = _space(self.folder)
-            remove_tree(saving_folder(self.folder, step))
+            self._failed.append(saving_folder(self.folder, step))
+            remove_tree(self._failed[-1])
         return CheckpointWriteError(
             f"{self.folder}: the save of step {step} failed ({reason}), expected it to be written. "
             f"It needs {self._needed:,} bytes. {space}Check the free space and the permissions "

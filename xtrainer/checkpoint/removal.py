@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import shutil
+import time
 from concurrent.futures import Executor
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from xtrainer.checkpoint.durable import rename
 _log = logging.getLogger(__name__)
 _LEFT = re.compile(r"(0|[1-9]\d*)\.(saving|removed)")
 _SUPERSEDED = "superseded"
+_LEFT_LIMIT_S, _LEFT_PAUSE_S = 2.0, 0.05
 
 
 def saving_folder(folder: Path, step: int) -> Path:
@@ -56,6 +58,20 @@ def remove_tree(path: Path) -> None:
         shutil.rmtree(path)
     except OSError as error:
         _log.warning("%s could not be removed: %s", path, error)
+
+
+def remove_left(paths: list[Path]) -> None:
+    """Removes folders of failed saves until none of them comes back, and forgets them.
+
+    Of the threads that write arrays only the first error is known: others may still be writing, and
+    make the folder anew.
+    """
+    deadline = time.monotonic() + _LEFT_LIMIT_S
+    while paths and time.monotonic() < deadline:
+        for path in paths:
+            remove_tree(path)
+        time.sleep(_LEFT_PAUSE_S)
+        paths[:] = [path for path in paths if os.path.lexists(path)]
 
 
 def set_aside(path: Path, problems: list[str]) -> None:

@@ -92,12 +92,14 @@ class FileLogger(LoggerTool):
         """Moves rows that came after a checkpoint to ``metrics.superseded.jsonl``.
 
         Where the file is another one than the checkpoint knew, these are the rows of later steps.
+        The tables are written anew in any case: a kill may have come while they were.
         """
         self.finalize("stopped")
         path = self.folder / METRICS_FILE
         if path.exists():
             _mend_rows(path)
-            if retire_rows(path, state.get("rows"), step) and self.with_csv:
+            retire_rows(path, state.get("rows"), step)
+            if self.with_csv:
                 self._write_tables()
 
     def _write_tables(self) -> None:
