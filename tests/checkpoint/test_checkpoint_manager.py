@@ -209,13 +209,19 @@ def test_the_step_that_is_being_saved_is_refused_as_well(tmp_path, small):
             manager.save(1, small)
 
 
-def test_something_else_under_the_name_of_the_step_is_left_and_reported(tmp_path, small):
+def test_something_else_under_the_name_of_a_step_is_set_aside(tmp_path, small, caplog):
     (tmp_path / "1").mkdir()
     (tmp_path / "1" / "thesis.tex").write_text("do not delete")
+    (tmp_path / "2").write_text("a file")
+    (tmp_path / "3").symlink_to(tmp_path / "1")
     with CheckpointManager(tmp_path) as manager:
-        with pytest.raises(CheckpointError, match="found something that is not a checkpoint"):
-            manager.save(1, small)
-    assert (tmp_path / "1" / "thesis.tex").read_text() == "do not delete"
+        for step in (1, 2, 3):
+            manager.save(step, small)
+    assert list_steps(tmp_path) == [1, 2, 3]
+    assert (tmp_path / "corrupt-1" / "thesis.tex").read_text() == "do not delete"
+    assert (tmp_path / "corrupt-2").read_text() == "a file"
+    assert (tmp_path / "corrupt-3").is_symlink()
+    assert caplog.text.count("it is no checkpoint") == 3
 
 
 def test_a_negative_step_is_refused(tmp_path, small):

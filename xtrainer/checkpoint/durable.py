@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -42,6 +43,14 @@ def rename(old: Path, new: Path) -> None:
     """Renames within one folder; the new name is on the disk when this returns."""
     os.rename(old, new)
     sync_folder(new.parent)
+
+
+def free_space(folder: Path) -> str:
+    """Returns a sentence on the free space of the disk that a folder is on; empty if unknown."""
+    try:
+        return f"Free there: {shutil.disk_usage(folder).free:,} bytes. "
+    except OSError:
+        return ""
 
 
 def _sync(path: Path, flags: int) -> None:

@@ -43,7 +43,7 @@ def finish_fingerprints(pending: Mapping[str, Any]) -> dict[str, str]:
 
     Example:
         >>> finish_fingerprints(start_fingerprints({"w": jnp.ones(3)}))
-        {'w': 'cc70000060f00000'}
+        {'w': 'b5800000ad800000'}
     """
     values = jax.device_get(dict(pending))
     return {path: "".join(f"{int(part):08x}" for part in value) for path, value in values.items()}

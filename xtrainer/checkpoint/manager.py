@@ -4,7 +4,6 @@ import copy
 import logging
 import operator
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
@@ -16,7 +15,7 @@ import jax
 
 from xtrainer.checkpoint.backend import SAVE_LIMIT_S, ArrayWriter
 from xtrainer.checkpoint.commit import RunId, begin_attempt, reached, seal
-from xtrainer.checkpoint.durable import rename, write_json
+from xtrainer.checkpoint.durable import free_space, rename, write_json
 from xtrainer.checkpoint.fingerprint import Pending, finish_fingerprints, start_fingerprints
 from xtrainer.checkpoint.items import (
     CheckpointItems,
@@ -43,6 +42,7 @@ from xtrainer.checkpoint.removal import (
     remove_superseded,
     remove_tree,
     saving_folder,
+    set_aside,
     supersede,
 )
 from xtrainer.checkpoint.snapshot import HostCopy
@@ -72,9 +72,9 @@ class _Save(NamedTuple):
 class CheckpointManager:
     """Writes the steps of one run into one folder; the only writer there.
 
-    A save that is still under way is no step: it appears in :meth:`all_steps` after the next
-    :meth:`wait`, :meth:`save` or :meth:`close`, and an older step is removed only after that.
-    Every process of a run makes one and calls it alike.
+    A save under way is no step: it appears in :meth:`all_steps` after the next :meth:`wait`,
+    :meth:`save` or :meth:`close`, and an older step is removed only after that. Every process of a
+    run makes one and calls it alike.
 
     Args:
         folder: Made if it is not there. What failed or killed saves left in it is removed.
@@ -168,7 +168,7 @@ class CheckpointManager:
             )
         record = {STEP_KEY: step, METRIC_KEY: float_to_json(value), MODE_KEY: self.monitor_mode}
         self._needed = num_bytes(items.state)
-        # A copy: the caller may go on changing what a background thread is about to write.
+        # A copy: the caller may go on changing what a thread is about to write.
         meta = {**copy.deepcopy(items.meta), **record}
         saving = saving_folder(self.folder, step)
         remove_left(self._failed)
@@ -350,11 +350,9 @@ class CheckpointManager:
                 "which is about to be saved: they belong to another course of training. Train "
                 "into another folder, or move these steps away."
             )
-        if os.path.lexists(self.folder / str(step)):
-            raise CheckpointError(
-                f"{self.folder / str(step)}: found something that is not a checkpoint, expected "
-                f"nothing where step {step} is about to be saved. Move it away."
-            )
+        place = self.folder / str(step)
+        if is_main_process() and os.path.lexists(place):
+            set_aside(place, ["it is no checkpoint, and in the place of one that is about to come"])
         return step
 
     def _failure(self, step: int, reason: BaseException | str) -> CheckpointWriteError:
@@ -364,7 +362,7 @@ class CheckpointManager:
             reason = f"{type(reason).__name__}: {reason}"
         space = ""
         if is_main_process():
-            space = _space(self.folder)
+            space = free_space(self.folder)
             self._failed.append(saving_folder(self.folder, step))
             remove_tree(self._failed[-1])
         return CheckpointWriteError(
@@ -392,11 +390,3 @@ class CheckpointManager:
 
 def _one_thread(name: str) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(1, thread_name_prefix=name)
-
-
-def _space(folder: Path) -> str:
-    """Returns a sentence on the free space of the disk that a folder is on."""
-    try:
-        return f"Free there: {shutil.disk_usage(folder).free:,} bytes. "
-    except OSError:
-        return ""

@@ -51,6 +51,7 @@ class TensorBoardLogger(LoggerTool):
         self._flushed_at: float = 0.0
         self._tags: dict[str, dict[str, str]] = {}  # by set and metric
         self._purge_step: int | None = None
+        self._newest = 0
 
     def open(self) -> None:
         """Begins an event file."""
@@ -100,9 +101,12 @@ class TensorBoardLogger(LoggerTool):
 
     def load_state_dict(self, state: Mapping[str, Any], step: int) -> None:
         """Lets TensorBoard forget what was logged of later steps."""
-        self.finalize("stopped")
-        if any(self.folder.glob("events*")):
-            self._purge_step = step + 1
+        own = self._writer is not None
+        earlier = len(list(self.folder.glob("events*"))) > own
+        if earlier or self._newest > step:
+            self._purge_step, self._newest = step + 1, 0
+            if own:
+                self._purge(step + 1)
 
     def _purge(self, step: int) -> None:
         from tensorboardX.proto import event_pb2
@@ -122,6 +126,7 @@ class TensorBoardLogger(LoggerTool):
 
     def _write(self, summary: Any, step: int) -> None:
         self.open()
+        self._newest = max(self._newest, step)
         from tensorboardX.proto import event_pb2
 
         event = event_pb2.Event(  # type: ignore[attr-defined]
