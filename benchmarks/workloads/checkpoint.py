@@ -19,6 +19,7 @@ from benchmarks.against import (
     turns_of,
 )
 from benchmarks.bare import BareLoop
+from benchmarks.blocking import rows_of_blocking
 from benchmarks.measure import Row
 from benchmarks.models import Task, ballast_task
 from benchmarks.saving import (
@@ -86,7 +87,7 @@ def trained(
 def measure(
     repeats: int, sizes: Sequence[int] = SIZES_MB, turn_s: float | None = None
 ) -> list[Row]:
-    """Returns three rows for each size of the state, in megabytes."""
+    """Returns six rows for each size of the state, in megabytes."""
     rows = []
     for size in sizes:
         seconds = turn_s or seconds_of_a_turn(size)
@@ -102,4 +103,6 @@ def measure(
                 jax.block_until_ready(trainer.state)
 
             rows.append(row_of_restores(size, loop.read, load, repeats, note=NOTE))
+            step_s = min(turns.trainer_s) / turns.config.every_n_steps
+        rows += rows_of_blocking(ballast_task(size), size, repeats, step_s)
     return rows

@@ -115,6 +115,9 @@ def test_the_rows_of_checkpoints() -> None:
         "1 MB, time lost to a save",
         "1 MB, longest stall of a step",
         "1 MB, restore",
+        "1 MB, save() blocks",
+        "1 MB, save that is waited for",
+        "1 MB, fingerprints",
     ]
     assert all(row.bare is not None for row in rows)
 
