@@ -101,3 +101,19 @@ def test_replicas_that_differ_are_named(kit):
     (problem,) = differing_replicas(state)
     assert problem.startswith("params/dense/kernel")
     assert str(next(iter(parts[5].devices()))) in problem
+
+
+def test_of_leaves_that_were_copied_the_copy_is_read_later(monkeypatch):
+    state = {"small": jnp.arange(4.0), "large": jnp.ones(2**16)}
+    copy = {**state, "large": state["large"] + 0}
+    expected = fingerprints(state)
+    pending = fingerprint.start_fingerprints(state, copy)
+    assert callable(pending["large"]) and not callable(pending["small"])
+    state["large"].delete()
+    state["small"].delete()
+    assert fingerprint.finish_fingerprints(pending) == expected
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    whole = {"w": jnp.ones(2**16)}
+    assert not any(
+        map(callable, fingerprint.start_fingerprints(whole, {"w": whole["w"] + 0}).values())
+    )

@@ -6,6 +6,7 @@ fingerprint of an array is that of the whole, however it is divided; an odd weig
 so that a change of one element is always seen.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -24,12 +25,28 @@ _HOST_BYTES = 2**20
 """Up to this size NumPy is done sooner than a program for the device is compiled."""
 
 Pending = dict[str, Any]
-"""By path: two numbers, ``uint32[2]``, perhaps still being computed."""
+"""By path: two numbers, ``uint32[2]``, perhaps still being computed; or what computes them."""
 
 
-def start_fingerprints(state: PyTree) -> Pending:
-    """Begins to compute the fingerprint of each leaf; the state may be donated afterwards."""
-    leaves = flatten_with_paths(state)
+def start_fingerprints(state: PyTree, copy: PyTree = None) -> Pending:
+    """Begins to compute the fingerprint of each leaf; the state may be donated afterwards.
+
+    Args:
+        state: The leaves.
+        copy: The same state, of which some leaves are copies that stay as they are: theirs are left
+            for :func:`finish_fingerprints`, since on a CPU they would hold up the next step. Of one
+            process only: several must compute in the same order.
+    """
+    if copy is not None and jax.process_count() == 1:
+        taken, left = flatten_with_paths(copy), {}
+        for path, leaf in flatten_with_paths(state).items():
+            if taken[path] is not leaf:
+                left[path] = functools.partial(_on_device, taken.pop(path))
+        return {**_start(taken), **left}
+    return _start(flatten_with_paths(state))
+
+
+def _start(leaves: Mapping[str, jax.Array]) -> Pending:
     on_host = num_bytes(list(leaves.values())) <= _HOST_BYTES and all(
         map(_is_near, leaves.values())
     )
@@ -45,7 +62,8 @@ def finish_fingerprints(pending: Mapping[str, Any]) -> dict[str, str]:
         >>> finish_fingerprints(start_fingerprints({"w": jnp.ones(3)}))
         {'w': 'b5800000ad800000'}
     """
-    values = jax.device_get(dict(pending))
+    started = {path: value() if callable(value) else value for path, value in pending.items()}
+    values = jax.device_get(started)
     return {path: "".join(f"{int(part):08x}" for part in value) for path, value in values.items()}
 
 
@@ -83,9 +101,14 @@ def differing_replicas(state: PyTree) -> list[str]:
     return problems
 
 
+def _on_devices(leaves: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """Computes a leaf after the other: leaves of one shape share a program, compiled once."""
+    return {path: _on_device(leaf) for path, leaf in leaves.items()}
+
+
 @jax.jit
-def _on_devices(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    return {path: jnp.stack(_sums_of(_device_words(x), jnp)) for path, x in leaves.items()}
+def _on_device(leaf: jax.Array) -> jax.Array:
+    return jnp.stack(_sums_of(_device_words(leaf), jnp))
 
 
 def _sums_of(words: Any, xp: Any) -> Any:

@@ -177,8 +177,8 @@ class CheckpointManager:
                 if is_main_process():
                     saving.mkdir()
                 reached("begun")
-                fingerprints = start_fingerprints(items.state)
                 state = self._copy.take(items.state) if self.async_save else items.state
+                fingerprints = start_fingerprints(items.state, state)
                 self._arrays.start(saving, state)
         except Exception as error:
             raise self._failure(step, error) from error
