@@ -73,7 +73,7 @@ def choose_kills(last_step: int, count: int, seed: int) -> list[int]:
 
     Example:
         >>> choose_kills(100, 3, seed=0)
-        [54, 98, 99]
+        [50, 54, 98]
     """
     steps = range(1, last_step + 1)
     return sorted(random.Random(seed).sample(steps, min(count, last_step)))
