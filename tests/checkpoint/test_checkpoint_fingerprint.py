@@ -23,8 +23,9 @@ def one_of(kind: str) -> jax.Array:
 
 
 def on_device(tree):
-    """The fingerprints of the program that large states are given to."""
-    return fingerprint.finish_fingerprints(fingerprint._on_devices(tree))
+    """The fingerprints by the program that arrays on accelerators are given to."""
+    started = {path: fingerprint._on_device(leaf) for path, leaf in tree.items()}
+    return fingerprint.finish_fingerprints(started)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -40,14 +41,17 @@ def test_scalars_and_keys_have_one_as_well():
     assert differing(fingerprints(tree), other) == ["rng"]
 
 
-def test_it_is_what_the_formula_says():
-    values = np.array([[1.5, -2.0], [0.0, 3.25]], np.float32)
-    words = values.view(np.uint32).reshape(-1).astype(object)
-    sums = [
-        sum(int(word) * ((i * factor + addend) % 2**32 | 1) for i, word in enumerate(words)) % 2**32
-        for factor, addend in ((0x9E3779B1, 0), (0x85EBCA77, 0x27220A95))
-    ]
-    assert fingerprints({"w": jnp.asarray(values)}) == {"w": f"{sums[0]:08x}{sums[1]:08x}"}
+@pytest.mark.parametrize("size", [4, 2**18 - 1, 2**18, 2**18 + 3])
+def test_it_is_what_the_formula_says(size):
+    values = np.random.default_rng(0).normal(size=size).astype(np.float32)
+    words = [int(word) for word in values.view(np.uint32)]
+    sums = []
+    for (f, a), (g, b) in zip(fingerprint._OF_BLOCKS, fingerprint._WITHIN, strict=True):
+        weights = [(i // 2**18 * f + a | 1) * (i % 2**18 * g + b | 1) for i in range(size)]
+        sums.append(sum(w * x for w, x in zip(weights, words, strict=True)) % 2**32)
+    expected = {"w": f"{sums[0]:08x}{sums[1]:08x}"}
+    assert fingerprints({"w": jnp.asarray(values)}) == expected
+    assert on_device({"w": jnp.asarray(values)}) == expected
 
 
 @given(bit=st.integers(0, 90 * 32 - 1))
@@ -79,15 +83,18 @@ def test_a_mesh_changes_nothing(kit, sizes):
     assert on_device(leaves) == expected
 
 
-def test_large_states_are_computed_on_the_devices(monkeypatch):
-    asked = []
-    monkeypatch.setattr(
-        fingerprint, "_on_devices", lambda leaves: asked.append(leaves) or {"w": np.zeros(2)}
-    )
-    fingerprints({"w": jnp.zeros(2**18)})
-    assert not asked
-    fingerprints({"w": jnp.zeros(2**18 + 1)})
-    assert len(asked) == 1
+def test_arrays_of_accelerators_are_computed_there(monkeypatch):
+    state = {"w": jnp.ones((3, 2**16))}
+    expected = fingerprints(state)
+    monkeypatch.setattr(fingerprint, "_is_near", lambda leaf: False)
+    monkeypatch.setattr(fingerprint, "_on_host", lambda leaf: 1 / 0)
+    assert fingerprints(state) == expected
+
+
+def test_large_states_are_read_by_several_threads():
+    state = {f"w{i}": jnp.full(2**16, float(i)) for i in range(9)}
+    alone = {path: fingerprints({path: leaf})[path] for path, leaf in state.items()}
+    assert fingerprints(state) == alone
 
 
 def test_replicas_that_differ_are_named(kit):
@@ -103,7 +110,7 @@ def test_replicas_that_differ_are_named(kit):
     assert str(next(iter(parts[5].devices()))) in problem
 
 
-def test_of_leaves_that_were_copied_the_copy_is_read_later(monkeypatch):
+def test_of_leaves_that_were_copied_the_copy_is_read_later():
     state = {"small": jnp.arange(4.0), "large": jnp.ones(2**16)}
     copy = {**state, "large": state["large"] + 0}
     expected = fingerprints(state)
@@ -112,8 +119,3 @@ def test_of_leaves_that_were_copied_the_copy_is_read_later(monkeypatch):
     state["large"].delete()
     state["small"].delete()
     assert fingerprint.finish_fingerprints(pending) == expected
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    whole = {"w": jnp.ones(2**16)}
-    assert not any(
-        map(callable, fingerprint.start_fingerprints(whole, {"w": whole["w"] + 0}).values())
-    )

@@ -3,12 +3,13 @@
 Each element counts with an odd weight that follows from its place, modulo 2**32 (a multilinear
 universal hash: Carter and Wegman, 1979). Sums of integers do not depend on their order, so the
 fingerprint of an array is that of the whole, however it is divided; an odd weight has an inverse,
-so that a change of one element is always seen.
+so that a change of one element is always seen. The weight is that of the block of 2**18 elements
+times that within the block: a processor then does one multiplication for each sum.
 """
 
 import functools
-import math
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -19,10 +20,13 @@ from xtrainer.checkpoint.shards import shards_of
 from xtrainer.tree import flatten_with_paths, num_bytes
 from xtrainer.types import PyTree
 
-_WEIGHTS = ((0x9E3779B1, 0), (0x85EBCA77, 0x27220A95))
-"""Factor and addend of the weights of both sums: primes of xxHash32."""
-_HOST_BYTES = 2**20
-"""Up to this size NumPy is done sooner than a program for the device is compiled."""
+_BLOCK = 2**18
+_OF_BLOCKS = ((0x9E3779B1, 0), (0x85EBCA77, 0x27220A95))
+_WITHIN = ((0xC2B2AE3D, 0), (0x27D4EB2F, 0x165667B1))
+"""Factors and addends of the weights of both sums: primes of xxHash32."""
+_LARGE_BYTES = 2**20
+"""From this size on several leaves are read at a time."""
+_READERS = 4
 
 Pending = dict[str, Any]
 """By path: two numbers, ``uint32[2]``, perhaps still being computed; or what computes them."""
@@ -32,27 +36,24 @@ def start_fingerprints(state: PyTree, copy: PyTree = None) -> Pending:
     """Begins to compute the fingerprint of each leaf; the state may be donated afterwards.
 
     Args:
-        state: The leaves.
+        state: The leaves. Those in the memory of this machine are read at once, those on
+            accelerators by a program that runs after the step.
         copy: The same state, of which some leaves are copies that stay as they are: theirs are left
-            for :func:`finish_fingerprints`, since on a CPU they would hold up the next step. Of one
-            process only: several must compute in the same order.
+            for :func:`finish_fingerprints`, since they would hold up the next step.
     """
-    if copy is not None and jax.process_count() == 1:
-        taken, left = flatten_with_paths(copy), {}
-        for path, leaf in flatten_with_paths(state).items():
-            if taken[path] is not leaf:
-                left[path] = functools.partial(_on_device, taken.pop(path))
-        return {**_start(taken), **left}
-    return _start(flatten_with_paths(state))
-
-
-def _start(leaves: Mapping[str, jax.Array]) -> Pending:
-    on_host = num_bytes(list(leaves.values())) <= _HOST_BYTES and all(
-        map(_is_near, leaves.values())
-    )
-    if on_host:
-        return {path: _sums_of(_host_words(leaf), np) for path, leaf in leaves.items()}
-    return _on_devices(leaves)
+    leaves = flatten_with_paths(state)
+    left: Pending = {}
+    for path, leaf in flatten_with_paths(copy).items() if copy is not None else ():
+        if leaf is not leaves[path] and _is_near(leaf):
+            left[path] = functools.partial(_on_host, leaf)
+    now = {path: leaf for path, leaf in leaves.items() if path not in left}
+    near = {path: leaf for path, leaf in now.items() if _is_near(leaf)}
+    far = {path: _on_device(leaf) for path, leaf in now.items() if path not in near}
+    if num_bytes(list(near.values())) < _LARGE_BYTES:
+        return {**{path: _on_host(leaf) for path, leaf in near.items()}, **far, **left}
+    with ThreadPoolExecutor(_READERS, thread_name_prefix="fingerprint") as readers:
+        found = dict(zip(near, readers.map(_on_host, near.values()), strict=True))
+    return {**found, **far, **left}
 
 
 def finish_fingerprints(pending: Mapping[str, Any]) -> dict[str, str]:
@@ -60,7 +61,7 @@ def finish_fingerprints(pending: Mapping[str, Any]) -> dict[str, str]:
 
     Example:
         >>> finish_fingerprints(start_fingerprints({"w": jnp.ones(3)}))
-        {'w': 'b5800000ad800000'}
+        {'w': 'e380000065800000'}
     """
     started = {path: value() if callable(value) else value for path, value in pending.items()}
     values = jax.device_get(started)
@@ -91,7 +92,7 @@ def differing_replicas(state: PyTree) -> list[str]:
     for path, leaf in flatten_with_paths(state).items():
         held: dict[str, dict[str, list[str]]] = {}
         for region, part in shards_of(leaf):
-            value = finish_fingerprints({"": _sums_of(_host_words(part), np)})[""]
+            value = finish_fingerprints({"": _on_host(part)})[""]
             device = next(iter(part.devices()))
             held.setdefault(region, {}).setdefault(value, []).append(str(device))
         for region, values in held.items():
@@ -101,30 +102,45 @@ def differing_replicas(state: PyTree) -> list[str]:
     return problems
 
 
-def _on_devices(leaves: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """Computes a leaf after the other: leaves of one shape share a program, compiled once."""
-    return {path: _on_device(leaf) for path, leaf in leaves.items()}
+def _on_host(leaf: jax.Array) -> list[int]:
+    bits, sums = _host_bits(leaf), [0, 0]
+    products = np.empty(_BLOCK, np.uint32)
+    for start in range(0, bits.size, _BLOCK):
+        words = bits[start : start + _BLOCK].astype(np.uint32, copy=False)
+        block = start % 2**32 // _BLOCK
+        for i, within in enumerate(_weights_within()):
+            np.multiply(words, within[: words.size], out=products[: words.size])
+            part = int(products[: words.size].sum(dtype=np.uint32))
+            factor, addend = _OF_BLOCKS[i]
+            sums[i] = (sums[i] + part * (block * factor + addend | 1)) % 2**32
+    return sums
+
+
+@functools.cache
+def _weights_within() -> tuple[np.ndarray, ...]:
+    places = np.arange(_BLOCK, dtype=np.uint64)
+    return tuple(((places * f + a) | 1).astype(np.uint32) for f, a in _WITHIN)
 
 
 @jax.jit
 def _on_device(leaf: jax.Array) -> jax.Array:
-    return jnp.stack(_sums_of(_device_words(leaf), jnp))
-
-
-def _sums_of(words: Any, xp: Any) -> Any:
-    """Returns both sums of an array of ``uint32`` in any shape."""
-    place = _places(words.shape, xp)
+    words = _device_words(leaf)
+    place = _places(words.shape)
+    block, within = place // np.uint32(_BLOCK), place % np.uint32(_BLOCK)
     sums = []
-    for factor, addend in _WEIGHTS:
-        weight = (place * np.uint32(factor) + np.uint32(addend)) | np.uint32(1)
+    for of_block, in_block in zip(_OF_BLOCKS, _WITHIN, strict=True):
+        weight = _odd(block, of_block) * _odd(within, in_block)
         sums.append((words * weight).sum(dtype=np.uint32))
-    return sums
+    return jnp.stack(sums)
 
 
-def _places(shape: tuple[int, ...], xp: Any) -> Any:
+def _odd(place: jax.Array, weight: tuple[int, int]) -> jax.Array:
+    factor, addend = weight
+    return (place * np.uint32(factor) + np.uint32(addend)) | np.uint32(1)
+
+
+def _places(shape: tuple[int, ...]) -> jax.Array:
     """Returns the number of each element in the order of rows, modulo 2**32."""
-    if xp is np:
-        return np.arange(math.prod(shape), dtype=np.uint64).astype(np.uint32).reshape(shape)
     place = jnp.zeros(shape, jnp.uint32)
     stride = 1
     for axis in reversed(range(len(shape))):
@@ -144,14 +160,13 @@ def _numbers(leaf: Any) -> Any:
     return jax.random.key_data(leaf) if is_key else leaf
 
 
-def _host_words(leaf: jax.Array) -> np.ndarray:
+def _host_bits(leaf: jax.Array) -> np.ndarray:
+    """Returns the bits of a leaf in a row, in words of up to 32; mostly without a copy."""
     values = np.ascontiguousarray(np.asarray(_numbers(leaf)))
     to_words = _via_integer(values.dtype)
     if to_words is not None:
-        return to_words(values)
-    size = values.dtype.itemsize
-    bits = values.reshape(-1).view(f"uint{8 * min(size, 4)}")
-    return bits.reshape(*leaf.shape, -1).astype(np.uint32) if size > 4 else bits.astype(np.uint32)
+        return to_words(values).reshape(-1)
+    return values.reshape(-1).view(f"uint{8 * min(values.dtype.itemsize, 4)}")
 
 
 def _device_words(leaf: jax.Array) -> jax.Array:
