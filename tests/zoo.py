@@ -1,5 +1,6 @@
 """Small models, trainers and data that several tests share, and what is measured of a run."""
 
+import resource
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -181,3 +182,14 @@ def files_in(folder: Path) -> dict[str, tuple[int, int, bytes]]:
         )
         for path in sorted(folder.rglob("*"))
     }
+
+
+@contextmanager
+def full_disk(limit: int = 2**14) -> Iterator[None]:
+    """No file may grow beyond ``limit`` bytes, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -115,23 +114,12 @@ def test_after_an_error_the_last_good_step_is_saved_on_request(
         assert trainer.global_step == 5
 
 
-@contextlib.contextmanager
-def full_disk(limit: int = 2**11) -> Iterator[None]:
-    """No file may grow beyond ``limit`` bytes, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 def fails(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
     """Lets the disk be full while the checkpoints of some steps are written."""
     commit = CheckpointManager._commit
 
     def commit_or_fail(self: Any, step: int, *args: Any) -> None:
-        with full_disk() if step in steps else contextlib.nullcontext():
+        with zoo.full_disk(2**11) if step in steps else contextlib.nullcontext():
             commit(self, step, *args)
 
     monkeypatch.setattr(CheckpointManager, "_commit", commit_or_fail)

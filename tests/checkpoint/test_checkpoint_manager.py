@@ -1,9 +1,7 @@
 """How a step is written."""
 
-import contextlib
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -15,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import zoo
 
 from xtrainer.checkpoint import (
     CheckpointItems,
@@ -24,6 +23,7 @@ from xtrainer.checkpoint import (
     removal,
     restore_state,
 )
+from xtrainer.checkpoint import manager as manager_module
 from xtrainer.errors import CheckpointError, CheckpointNotFoundError
 
 NAN = float("nan")
@@ -32,17 +32,6 @@ NAN = float("nan")
 def names_in(folder):
     """Returns what a folder of checkpoints holds beside the file that names the run."""
     return {path.name for path in folder.iterdir()} - {"RUN.json"}
-
-
-@contextlib.contextmanager
-def full_disk(limit: int = 2**14):
-    """No file may grow beyond ``limit`` bytes, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture
@@ -240,7 +229,7 @@ def test_a_failed_save_is_raised_once_and_its_space_freed(tmp_path, large):
     manager = CheckpointManager(tmp_path)
     manager.save(1, large)
     manager.wait()
-    with full_disk():
+    with zoo.full_disk():
         manager.save(2, large)
         with pytest.raises(CheckpointError, match="save of step 2 failed .*too large") as caught:
             manager.wait()
@@ -255,7 +244,7 @@ def test_a_failed_save_is_raised_once_and_its_space_freed(tmp_path, large):
 
 def test_a_failed_save_is_raised_by_the_next_save(tmp_path, large):
     with CheckpointManager(tmp_path) as manager:
-        with full_disk():
+        with zoo.full_disk():
             manager.save(1, large)
             with pytest.raises(CheckpointError, match="save of step 1 failed"):
                 manager.save(2, large)
@@ -265,7 +254,7 @@ def test_a_failed_save_is_raised_by_the_next_save(tmp_path, large):
 
 def test_a_failed_save_is_raised_by_close_and_only_once(tmp_path, large):
     manager = CheckpointManager(tmp_path)
-    with full_disk():
+    with zoo.full_disk():
         manager.save(1, large)
         with pytest.raises(CheckpointError, match="save of step 1 failed"):
             manager.close()
@@ -274,17 +263,37 @@ def test_a_failed_save_is_raised_by_close_and_only_once(tmp_path, large):
 
 def test_a_failed_save_without_async_is_raised_at_once(tmp_path, large):
     with CheckpointManager(tmp_path, async_save=False) as manager:
-        with full_disk(), pytest.raises(CheckpointError, match="save of step 1 failed"):
+        with zoo.full_disk(), pytest.raises(CheckpointError, match="save of step 1 failed"):
             manager.save(1, large)
         manager.save(1, large)
         assert manager.all_steps() == [1]
+
+
+def test_a_save_that_does_not_end_fails_after_a_while(tmp_path, small, monkeypatch):
+    may_end, seal = threading.Event(), manager_module.seal
+
+    def seal_later(*args):
+        may_end.wait(timeout=60)
+        return seal(*args)
+
+    monkeypatch.setattr(manager_module, "seal", seal_later)
+    monkeypatch.setattr(manager_module, "SAVE_LIMIT_S", 0.3)
+    manager = CheckpointManager(tmp_path)
+    manager.save(1, small)
+    with pytest.raises(CheckpointError, match="step 1 failed .*it has taken more than 0.3 s"):
+        manager.wait()
+    may_end.set()
+    monkeypatch.undo()
+    manager.save(2, small)
+    manager.close()
+    assert list_steps(tmp_path) == [2]
 
 
 def test_a_failed_save_removes_no_older_step(tmp_path, large):
     with CheckpointManager(tmp_path, max_to_keep=1) as manager:
         manager.save(1, large)
         manager.wait()
-        with full_disk():
+        with zoo.full_disk():
             manager.save(2, large)
             with pytest.raises(CheckpointError):
                 manager.wait()
@@ -292,7 +301,7 @@ def test_a_failed_save_removes_no_older_step(tmp_path, large):
 
 
 def test_the_error_of_the_body_wins_over_that_of_the_save(tmp_path, large):
-    with full_disk(), pytest.raises(KeyError, match="body") as caught:
+    with zoo.full_disk(), pytest.raises(KeyError, match="body") as caught:
         with CheckpointManager(tmp_path) as manager:
             manager.save(1, large)
             raise KeyError("body")

@@ -1,15 +1,14 @@
 """How a state leaves the devices without holding up the next step."""
 
-import contextlib
 import gc
 import logging
-import resource
 import weakref
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import zoo
 from jax.sharding import NamedSharding, PartitionSpec
 
 from xtrainer.checkpoint import CheckpointManager, restore_state
@@ -182,21 +181,11 @@ def test_saving_at_once_takes_no_memory(kit, tmp_path, handed):
     assert handed[0] is items.state
 
 
-@contextlib.contextmanager
-def full_disk():
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2**14, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 def test_a_failed_save_is_told_once_and_its_memory_not_used_again(kit, tmp_path):
     state = {"w": jax.random.normal(jax.random.key(0), (2**16,))}
     values = np.array(state["w"])
     manager = CheckpointManager(tmp_path)
-    with full_disk():
+    with zoo.full_disk():
         manager.save(1, kit.items(state))
         memory = weakref.ref(manager._copy._memory)
         with pytest.raises(CheckpointError, match="save of step 1 failed"):

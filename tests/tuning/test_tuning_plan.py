@@ -148,14 +148,19 @@ def test_a_ready_optimizer_has_no_known_rate() -> None:
     ("settings", "kept"),
     [
         ({"max_to_keep": 3, "every_n_steps": 10}, 3),
-        ({"max_to_keep": 3, "every_n_steps": 10, "monitor": "loss"}, 4),
+        ({"max_to_keep": 3, "every_n_steps": 10, "monitor": "loss"}, 5),
+        ({"max_to_keep": 1, "every_n_steps": 10}, 2),
+        ({"max_to_keep": None, "save_on_start": True}, 3),
+        ({"max_to_keep": None, "every_n_minutes": 5.0}, None),
         ({"max_to_keep": 3}, 2),
         ({"max_to_keep": None, "every_n_steps": 30}, 5),  # 30, 50, 60, 90, 100
         ({"max_to_keep": 9, "every_n_steps": 30}, 5),
         ({"max_to_keep": 2, "save_last": False}, 2),
     ],
 )
-def test_checkpoints_that_are_kept(tmp_path: Path, settings: dict[str, Any], kept: int) -> None:
+def test_checkpoints_that_are_kept(
+    tmp_path: Path, settings: dict[str, Any], kept: int | None
+) -> None:
     callback = xt.ModelCheckpointConfig(log_path=str(tmp_path), **settings)
     found = plan(
         num_train_steps=100,

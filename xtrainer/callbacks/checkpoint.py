@@ -34,7 +34,7 @@ class ModelCheckpointConfig(CallbackConfig):
     mode: Literal["min", "max"] = "min"
     """Whether the best value is the smallest or the largest."""
     max_to_keep: int | None = 1
-    """How many of the best are kept; the newest is kept besides. None: all."""
+    """How many of the best are kept; the newest two are kept besides. None: all."""
     every_n_steps: int = -1
     """Besides, save every so many steps; -1: not by steps."""
     every_n_minutes: float = -1.0

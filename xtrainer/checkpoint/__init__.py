@@ -23,7 +23,13 @@ from xtrainer.checkpoint.items import (
     numerics,
 )
 from xtrainer.checkpoint.manager import CheckpointManager
-from xtrainer.checkpoint.metadata import find_step, list_steps, read_meta, read_metric
+from xtrainer.checkpoint.metadata import (
+    RESUME_STEPS,
+    find_step,
+    list_steps,
+    read_meta,
+    read_metric,
+)
 from xtrainer.checkpoint.migrate import migrate
 from xtrainer.checkpoint.removal import set_aside
 from xtrainer.checkpoint.restore import restore_partial, restore_state
@@ -31,6 +37,7 @@ from xtrainer.checkpoint.starts import note_failed_start, steps_to_leave_out
 from xtrainer.checkpoint.usable import Choice, choose_usable
 
 __all__ = [
+    "RESUME_STEPS",
     "CheckpointItems",
     "CheckpointManager",
     "Choice",

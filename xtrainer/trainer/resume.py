@@ -56,13 +56,20 @@ def _load(trainer: TrainerView, resume: Resume) -> None:
         load_usable(trainer, Path(resume).expanduser(), "latest", own=False)
         return
     folders = resume_folders(trainer.callbacks)
-    found = [(found, folder) for folder in folders if (found := _newest(folder)) is not None]
-    if found:
-        _load_newest(trainer, max(found)[1])
-    elif resume == "must":
+    if len(folders) > 1:  # only then is one looked through before it is loaded
+        newest = [(found, folder) for folder in folders if (found := _newest(folder)) is not None]
+        folders = [max(newest)[1]] if newest else folders[:1]
+    try:
+        for folder in folders:
+            _load_newest(trainer, folder)
+            return
+    except CheckpointNotFoundError:
+        pass
+    if resume == "must":
         raise CheckpointNotFoundError(
-            f"resume='must': found no checkpoint in {[str(folder) for folder in folders]}, "
-            "expected one to go on from. Check the run folder, or use resume='auto'."
+            "resume='must': found no checkpoint in "
+            f"{[str(folder) for folder in resume_folders(trainer.callbacks)]}, expected one to go "
+            "on from. Check the run folder, or use resume='auto'."
         )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from xtrainer.callbacks import ModelCheckpoint
+from xtrainer.checkpoint import RESUME_STEPS
 from xtrainer.loop import make_plan
 from xtrainer.optim import OptimizerConfig
 from xtrainer.trainer import TrainerModule
@@ -118,9 +119,11 @@ def checkpoints(trainer: TrainerModule, steps: int | None) -> tuple[Checkpoints,
 
 def _saves(trainer: TrainerModule, callback: ModelCheckpoint, steps: int | None) -> int | None:
     """Returns how often a run saves; None: not known, as the ends of its epochs are not."""
-    if steps is None or trainer.trainer_config.check_val_every_n_epoch > 0:
+    by_time = callback.config.every_n_minutes > 0
+    if steps is None or by_time or trainer.trainer_config.check_val_every_n_epoch > 0:
         return None
     ends = {steps} if callback.config.save_last and steps else set()
+    ends |= {0} if callback.config.save_on_start else set()
     every = (callback.config.every_n_steps, trainer.trainer_config.check_val_every_n_steps)
     return len(ends.union(*(range(n, steps + 1, n) for n in every if n > 0)))
 
@@ -128,7 +131,9 @@ def _saves(trainer: TrainerModule, callback: ModelCheckpoint, steps: int | None)
 def _kept(trainer: TrainerModule, callback: ModelCheckpoint, steps: int | None) -> int | None:
     saves, limit = _saves(trainer, callback, steps), callback.config.max_to_keep
     if limit is not None and callback.config.monitor is not None:
-        limit += 1  # the newest is kept beside the best
+        limit += RESUME_STEPS  # the newest are kept beside the best
+    elif limit is not None:
+        limit = max(limit, RESUME_STEPS)
     known = [number for number in (saves, limit) if number is not None]
     return min(known) if known else None
 
@@ -142,6 +147,10 @@ def _trigger(trainer: TrainerModule, callback: ModelCheckpoint) -> str:
         reasons.append("each epoch" if epochs == 1 else f"every {epochs} epochs")
     if config.every_n_steps > 0:
         reasons.append(f"every {config.every_n_steps} steps")
+    if config.every_n_minutes > 0:
+        reasons.append(f"every {config.every_n_minutes:g} minutes")
+    if config.save_on_start:
+        reasons.append("the start")
     if config.save_last:
         reasons.append("the end")
     return ", ".join(reasons) or "never"
