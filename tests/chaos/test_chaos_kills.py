@@ -87,8 +87,8 @@ def test_the_journal_tells_of_work_that_was_lost(runs: Runs) -> None:
 
 LONG = {Job(): 85, Job(accumulate=4): 75}
 """Kills by job; both campaigns run at the same time."""
-READERS = {"grain": 12, "workers": 8}
-"""Kills by loader."""
+OTHERS = {Job(loader="grain"): 12, Job(loader="workers"): 8, Job(devices=8, pause_s=0): 12}
+"""Kills by job: loaders that read ahead by themselves, and a mesh of eight devices."""
 
 
 def many(kills: int, seed: int) -> tuple[str, ...]:
@@ -135,11 +135,11 @@ def test_no_kill_of_many_is_seen_in_the_end(
 
 
 @pytest.mark.chaos
-@pytest.mark.parametrize("loader", READERS)
-def test_a_loader_that_reads_ahead_by_itself_goes_on_where_it_was(
-    tmp_path: Path, loader: str, record_property: Callable[[str, Any], None]
+@pytest.mark.parametrize("job", OTHERS, ids=lambda job: f"{job.loader}_{job.devices}")
+def test_no_kill_is_seen_with_other_loaders_and_devices(
+    tmp_path: Path, job: Job, record_property: Callable[[str, Any], None]
 ) -> None:
-    kills = READERS[loader]
-    report = campaign(tmp_path, Job(loader=loader), many(kills, SEED), SEED)
+    kills = OTHERS[job]
+    report = campaign(tmp_path, job, many(kills, SEED), SEED)
     record_property("table", report.table())
     assert_unseen(report, kills, tmp_path)

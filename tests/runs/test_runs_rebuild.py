@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pickle
 import shutil
 import sys
 from collections.abc import Callable
@@ -18,7 +19,7 @@ import zoo
 import xtrainer as xt
 from xtrainer.checkpoint import read_meta
 from xtrainer.checkpoint.commit import RunId, read_commit, seal
-from xtrainer.errors import BatchError, CheckpointNotFoundError, ConfigError
+from xtrainer.errors import BatchError, CheckpointError, CheckpointNotFoundError, ConfigError
 
 MODEL = {"batch_norm": True, "dropout": 0.2}
 
@@ -266,6 +267,42 @@ def test_bad_numbers_in_a_saved_config_are_an_error(
     monkeypatch.setitem(PLANTS, "seed", lambda c: c["trainer"].update(seed=2**40, seed_eval="x"))
     with pytest.raises(ConfigError, match=r"seed_eval: found 'x' \(str\)"):
         zoo.Classifier.load_from_checkpoint(planted("seed"))
+
+
+class Bomb:
+    """An object whose pickle makes a file when it is read."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.mark,)
+
+
+PICKLES = ["state.pkl", "meta.pkl", "COMMIT.pkl", "state/planted", "meta.json", "COMMIT.json"]
+
+
+@pytest.mark.parametrize("place", PICKLES)
+def test_a_planted_pickle_is_never_read(run: SimpleNamespace, tmp_path: Path, place: str) -> None:
+    folder, mark = tmp_path / "copy", tmp_path / "exploded"
+    shutil.copytree(run.folder, folder)
+    step = folder / "checkpoints" / "6"
+    bomb = pickle.dumps(Bomb(mark))
+    (step / place).write_bytes(bomb)
+    (folder / Path(place).name).write_bytes(bomb)
+    if place != "COMMIT.json":  # whoever plants something can write a record as well
+        commit = read_commit(step)
+        (step / "COMMIT.json").unlink()
+        seal(step, 6, RunId(commit.run_id, commit.attempt), dict)
+    try:
+        again = zoo.Classifier.load_from_checkpoint(step)
+    except CheckpointError:
+        assert place in ("meta.json", "COMMIT.json", "state/planted")
+    else:
+        assert again.eval_model(zoo.loader(24)) == run.results["val_epoch_3"]
+    assert not mark.exists()
+    pickle.loads(bomb)
+    assert mark.exists()  # it would have been seen
 
 
 class ConfiguredClassifier(zoo.Classifier):

@@ -109,6 +109,12 @@ def gather_meta(
 
 def library_versions() -> dict[str, str]:
     """Returns the versions of Python and of the libraries that shape a checkpoint."""
+    return dict(_library_versions())
+
+
+@functools.cache
+def _library_versions() -> dict[str, str]:
+    """Reads files once: no save is to fail for want of a file handle, nor to take the time."""
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:

@@ -36,10 +36,9 @@ from xtrainer.checkpoint.metadata import (
     write_rank,
 )
 from xtrainer.checkpoint.removal import (
+    Remover,
     clean,
     remove_left,
-    remove_step,
-    remove_superseded,
     remove_tree,
     saving_folder,
     set_aside,
@@ -117,7 +116,7 @@ class CheckpointManager:
         self._metrics, self._run = self._open()
         self._arrays = ArrayWriter()
         self._committer = _one_thread("commit-checkpoint")
-        self._remover = _one_thread("remove-checkpoint")
+        self._remover = Remover()
 
     def _open(self) -> tuple[dict[int, float | None], RunId]:
         """Returns the metric of each step in the folder, and the run; the main process looks."""
@@ -289,7 +288,7 @@ class CheckpointManager:
         finally:
             self._copy.free()
             self._committer.shutdown()
-            self._remover.shutdown()
+            self._remover.close()
             self._arrays.close()
             remove_left(self._failed)
 
@@ -380,12 +379,12 @@ class CheckpointManager:
 
     def _prune(self) -> None:
         keep = steps_to_keep(self._metrics, self.max_to_keep, self.monitor_mode)
-        for step in sorted(self._metrics.keys() - keep):
-            if is_main_process():
-                remove_step(self.folder / str(step), self._remover)
-            del self._metrics[step]
+        old = sorted(self._metrics.keys() - keep)
         if is_main_process():
-            remove_superseded(self.folder, max(self._metrics), self._remover)
+            self._remover.remove(self.folder / str(step) for step in old)
+            self._remover.remove_superseded(self.folder, max(self._metrics))
+        for step in old:
+            del self._metrics[step]
 
 
 def _one_thread(name: str) -> ThreadPoolExecutor:

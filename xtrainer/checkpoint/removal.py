@@ -10,7 +10,8 @@ import os
 import re
 import shutil
 import time
-from concurrent.futures import Executor
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from xtrainer.checkpoint.commit import reached
@@ -34,20 +35,52 @@ def clean(folder: Path) -> None:
             remove_tree(path)
 
 
-def remove_step(path: Path, remover: Executor) -> None:
-    """Removes a step; renamed first, so that a kill in between leaves no half step.
+class Remover:
+    """Removes steps that are not kept any more.
 
-    The files go in the background, which for large ones takes as long as some steps of training.
+    The files go in the background, which for large ones takes as long as some steps of training. A
+    step that cannot be removed, as where something is mounted in it, is tried again with the next.
     """
-    removed = path.with_name(f"{path.name}.removed")
-    reached("removing")
-    try:
-        rename(path, removed)
-    except OSError as error:
-        _log.warning("The old step %s could not be removed: %s", path, error)
-    else:
-        remover.submit(remove_tree, removed)
-    reached("removed")
+
+    def __init__(self) -> None:
+        self._stuck: dict[Path, int] = {}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="remove-checkpoint")
+
+    def remove(self, steps: Iterable[Path]) -> None:
+        """Removes steps, and those that could not be removed before."""
+        for path in [*self._stuck, *steps]:
+            self._remove(path)
+
+    def _remove(self, path: Path) -> None:
+        """Renames a step, so that a kill in between leaves no half one, and removes its files."""
+        removed = path.with_name(f"{path.name}.removed")
+        reached("removing")
+        try:
+            rename(path, removed)
+        except OSError as error:
+            tries = self._stuck[path] = self._stuck.get(path, 0) + 1
+            if tries == 1:
+                _log.warning("The old step %s could not be removed, and stays: %s", path, error)
+        else:
+            self._stuck.pop(path, None)
+            self._thread.submit(remove_tree, removed)
+        reached("removed")
+
+    def remove_superseded(self, folder: Path, newest: int) -> None:
+        """Removes superseded steps that the present course has passed."""
+        try:
+            found = list(folder.glob(f"{_SUPERSEDED}-*"))
+        except OSError as error:  # as where a process has too many files open
+            _log.warning("%s could not be looked through for old steps: %s", folder, error)
+            return
+        for path in found:
+            step = path.name.split("-")[1]
+            if step.isdecimal() and int(step) <= newest:
+                self._thread.submit(remove_tree, path)
+
+    def close(self) -> None:
+        """Waits until all files are gone."""
+        self._thread.shutdown()
 
 
 def remove_tree(path: Path) -> None:
@@ -84,14 +117,6 @@ def supersede(path: Path) -> None:
     """Renames a step of a course that was left to ``superseded-STEP``."""
     _move(path, _SUPERSEDED)
     _log.warning("%s belongs to a course of training that is left: set aside", path)
-
-
-def remove_superseded(folder: Path, newest: int, remover: Executor) -> None:
-    """Removes superseded steps that the present course has passed."""
-    for path in folder.glob(f"{_SUPERSEDED}-*"):
-        step = path.name.split("-")[1]
-        if step.isdecimal() and int(step) <= newest:
-            remover.submit(remove_tree, path)
 
 
 def _move(path: Path, prefix: str) -> None:
