@@ -138,7 +138,7 @@ def test_importing_the_loggers_loads_no_backend_package():
 import sys
 import xtrainer.loggers, xtrainer.launch
 from jax._src import xla_bridge
-print([name for name in ("tensorboardX", "wandb") if name in sys.modules])
+print([name for name in ("mlflow", "tensorboardX", "wandb") if name in sys.modules])
 print(xla_bridge.backends_are_initialized())
 """
     out = subprocess.run(

@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import probes
 import pytest
 
+import xtrainer as xt
 from xtrainer.config import check_configs
 from xtrainer.errors import ConfigError, MissingDependencyError
 from xtrainer.loggers import WandBLoggerConfig
@@ -87,6 +89,21 @@ def test_opened_again_it_goes_on_with_the_same_run(tmp_path):
         (None, None),
         ("abc", "allow"),
     ]
+
+
+def test_a_process_that_goes_on_from_a_checkpoint_goes_on_with_its_run(tmp_path, monkeypatch):
+    package = FakeWandB()
+    monkeypatch.setitem(sys.modules, "wandb", package)
+
+    def train(steps):
+        logger = xt.LoggerConfig(log_path=str(tmp_path / "run"), log_tools=[WandBLoggerConfig()])
+        saving = xt.ModelCheckpointConfig(every_n_steps=2)
+        trainer = probes.traced(logger=logger, callbacks=[saving])
+        trainer.train_model(probes.numbered(4), num_train_steps=steps)
+
+    train(2)
+    train(4)
+    assert [init["id"] for init in package.inits] == [None, "abc"]
 
 
 def test_an_active_run_is_used_and_left_open(tmp_path):

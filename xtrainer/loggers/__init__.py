@@ -1,4 +1,4 @@
-"""Who is told? Metrics, texts and the config go to the console, files, TensorBoard and W&B.
+"""Who is told? Metrics, texts and the config go to the console, files, TensorBoard, W&B and MLflow.
 
 Synopsis:
     config = LoggerConfig(log_path="runs/a", log_tools=[FileLoggerConfig(), WandBLoggerConfig()])
@@ -13,6 +13,7 @@ A tool of your own is a ``LoggerToolConfig`` whose ``create(folder)`` returns a 
 from xtrainer.loggers.base import LoggerTool, LoggerToolConfig, MultiLogger, NullLogger
 from xtrainer.loggers.build import LoggerConfig, build_loggers, prepare_run_folder, run_folder
 from xtrainer.loggers.file import FileLoggerConfig, read_metrics
+from xtrainer.loggers.mlflow import MLflowLoggerConfig
 from xtrainer.loggers.tensorboard import TensorBoardLoggerConfig
 from xtrainer.loggers.wandb import WandBLoggerConfig
 
@@ -21,6 +22,7 @@ __all__ = [
     "LoggerConfig",
     "LoggerTool",
     "LoggerToolConfig",
+    "MLflowLoggerConfig",
     "MultiLogger",
     "NullLogger",
     "TensorBoardLoggerConfig",

@@ -105,8 +105,6 @@ class _Run:
                 step, key, metrics = saved.run["validated"]
                 self.validated = (step, key, row_from_json(metrics))
                 self.results[key] = self.validated[2]
-        if saved is not None and saved.loggers is not None:
-            trainer.logger.load_state_dict(saved.loggers, trainer.progress.step)
         trainer.row_keeper = self
 
     def open_rows(self) -> OpenRows:

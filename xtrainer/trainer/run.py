@@ -96,6 +96,7 @@ def _start(trainer: TrainerView, plan: Plan, loaders: Loaders, test_loader: Any)
     trainer.notify("on_training_start")  # the last that may refuse before anything is compiled
     if not plan.done(trainer.progress):
         _compile_ahead(trainer, plan, loaders)
+    _rewind_logs(trainer)
     trainer.logger.log_config(config_to_json(trainer))
     val = loaders.val.get(None, loaders.val or None)
     trainer.log_training_info(
@@ -105,6 +106,16 @@ def _start(trainer: TrainerView, plan: Plan, loaders: Loaders, test_loader: Any)
         with trainer.ledger.spent("compile"):
             for source in loaders.val.values():
                 trainer.test_eval_function(source)
+
+
+def _rewind_logs(trainer: TrainerView) -> None:
+    """Takes the loggers back to the checkpoint that was restored, before one of them is opened.
+
+    A tool that was told later would have begun a run of its own.
+    """
+    saved = trainer.restored_rows
+    if saved is not None and saved.loggers is not None:
+        trainer.logger.load_state_dict(saved.loggers, trainer.progress.step)
 
 
 def make_agenda(trainer: TrainerView, plan: Plan, train_length: int | None) -> Agenda:
