@@ -111,6 +111,21 @@ def test_a_dry_run_shows_the_table_and_changes_nothing(
     zoo.assert_same(trainer.state.params, before)
 
 
+def test_what_is_to_stay_as_loaded_must_be_frozen_in_the_optimizer(run: SimpleNamespace) -> None:
+    param_map = xt.PretrainedMap(freeze=["params/body/*"])
+    with pytest.raises(CheckpointError, match=r"OptimizerConfig.freeze[^|]*2 not frozen, 2 loaded"):
+        make().load_pretrained_model(run.folder, param_map=param_map)
+    base = make()
+    config = zoo.optimizer(freeze=("body",))
+    parts = (base.trainer_config, base.model_config, config, base.exmp_batch, base.mesh)
+    trainer = type(base)(*parts)
+    trainer.load_pretrained_model(run.folder, param_map=param_map)
+    trainer.train_model(zoo.loader(32), num_epochs=1)
+    zoo.assert_same(trainer.state.params["body"], run.params["body"])
+    head = np.asarray(trainer.state.params["head"]["kernel"])
+    assert not np.array_equal(head, run.params["head"]["kernel"])
+
+
 def test_the_run_that_is_read_stays_as_it_is(run: SimpleNamespace) -> None:
     before = zoo.files_in(run.folder)
     make().load_pretrained_model(run.folder, param_map=xt.PretrainedMap())

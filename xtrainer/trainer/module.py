@@ -341,7 +341,7 @@ class TrainerModule(TrainerParts):
         folder = Path(checkpoint_path).expanduser()
         if param_map is not None or dry_run:
             step_folder, _ = shared.choose_step(folder, which)
-            self.state = load_mapped(self.state, step_folder, param_map or PretrainedMap(), dry_run)
+            load_mapped(self, step_folder, param_map or PretrainedMap(), dry_run)
             return int(step_folder.name)
         old = self.state
         step_folder = resuming.load_usable(self, folder, which, False, load_optimizer)

@@ -2,8 +2,8 @@
 
 import logging
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from rich.table import Table
 from xtrainer.checkpoint import read_meta, restore_partial
 from xtrainer.config import Config
 from xtrainer.errors import CheckpointError
-from xtrainer.state import TrainState
+from xtrainer.optim import frozen_patterns, path_mask
+from xtrainer.trainer.view import TrainerView
 from xtrainer.tree import flatten_with_paths, map_with_paths, matches
 
 _LOG = logging.getLogger(__name__)
@@ -45,6 +46,9 @@ class PretrainedMap(Config):
     """Patterns of the model's paths whose saved array has another shape of as many elements."""
     cast: list[str] = field(default_factory=list)
     """Patterns of the model's paths whose saved array has another dtype; it is converted."""
+    freeze: list[str] = field(default_factory=list)
+    """Patterns of the model's paths that stay as they are loaded: ``OptimizerConfig.freeze`` must
+    name them too, and what it would train is refused."""
 
     def problems(self) -> list[str]:
         """Returns regular expressions that cannot be read."""
@@ -67,8 +71,8 @@ class PretrainedRow:
         saved: dtype and shape there.
         wanted: dtype and shape in the model.
         result: ``loaded``, ``skipped``, ``not wanted``, or what is wrong: ``missing``,
-            ``unexpected``, ``different shape``, ``different dtype``.
-        note: ``reshaped`` or ``cast``.
+            ``unexpected``, ``different shape``, ``different dtype``, ``not frozen``.
+        note: ``reshaped``, ``cast`` or ``frozen``.
     """
 
     path: str
@@ -117,7 +121,10 @@ class PretrainedReport:
 
 
 def compare(
-    saved: Mapping[str, Any], model: Mapping[str, Any], param_map: PretrainedMap
+    saved: Mapping[str, Any],
+    model: Mapping[str, Any],
+    param_map: PretrainedMap,
+    frozen: Collection[str] = (),
 ) -> PretrainedReport:
     """Returns what becomes of every array of a checkpoint and of a model.
 
@@ -125,6 +132,7 @@ def compare(
         saved: ``shape`` and ``dtype`` of the checkpoint's arrays by path.
         model: Anything with ``shape`` and ``dtype``, by path.
         param_map: What may differ.
+        frozen: Paths of the model that the optimizer leaves as they are.
 
     Raises:
         CheckpointError: If two paths of the checkpoint are renamed to one.
@@ -140,7 +148,13 @@ def compare(
                 "another path for each. Make the patterns narrower."
             )
         sources[path] = source
-    rows = [_row(path, sources.get(path), saved, leaf, param_map) for path, leaf in model.items()]
+    rows = []
+    for path, leaf in model.items():
+        row = _row(path, sources.get(path), saved, leaf, param_map)
+        if any(matches(pattern, path) for pattern in param_map.freeze) and row.result in _FINE:
+            result = row.result if path in frozen else "not frozen"
+            row = replace(row, result=result, note=", ".join(filter(None, (row.note, "frozen"))))
+        rows.append(row)
     for path, source in sources.items():
         if path not in model:
             wanted = any(matches(pattern, path) for pattern in param_map.ignore)
@@ -182,12 +196,12 @@ def _kind_of(kind: Mapping[str, Any]) -> str:
 
 
 def load_mapped(
-    state: TrainState, step_folder: Path, param_map: PretrainedMap, dry_run: bool
-) -> TrainState:
-    """Returns a state with a checkpoint's parameters and collections in the place of its own.
+    trainer: TrainerView, step_folder: Path, param_map: PretrainedMap, dry_run: bool
+) -> None:
+    """Puts a checkpoint's parameters and collections in the place of a trainer's own.
 
     Args:
-        state: Of the model that takes them.
+        trainer: Of the model that takes them.
         step_folder: Of the checkpoint; it is only read.
         param_map: What may differ.
         dry_run: Only tell what would be loaded.
@@ -195,23 +209,26 @@ def load_mapped(
     Raises:
         CheckpointError: With the table, if something differs that the map does not cover.
     """
+    state = trainer.state
     model = {name: getattr(state, name) for name in PARTS}
     leaves = read_meta(step_folder)["leaves"]
     saved = {path: kind for path, kind in leaves.items() if path.split("/", 1)[0] in PARTS}
     own = flatten_with_paths(model)
-    report = compare(saved, own, param_map)
+    mask = path_mask(frozen_patterns(trainer.optimizer_config), None)(state.params)
+    frozen = {path for path, is_frozen in flatten_with_paths({"params": mask}).items() if is_frozen}
+    report = compare(saved, own, param_map, frozen)
     if report.problems and not dry_run:
         raise CheckpointError(
             f"{step_folder}: found {len(report.problems)} arrays that do not fit the model, "
-            "expected none. Change the model, or say in PretrainedMap what may differ:\n"
-            + report.table()
+            "expected none. Change the model, or say in PretrainedMap what may differ; what is "
+            "'not frozen' must be in OptimizerConfig.freeze as well:\n" + report.table()
         )
     _LOG.info("%s of %s:\n%s", "Would load" if dry_run else "Loaded", step_folder, report.table())
     if dry_run:
-        return state
+        return
     taken = {row.path: row.source for row in report.rows if row.result == "loaded"}
     found = _read(step_folder, saved, own, taken)
-    return state.replace(
+    trainer.state = state.replace(
         **map_with_paths(
             lambda path, leaf: _fit(found[taken[path]], leaf) if path in taken else leaf, model
         )
