@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import tempfile
 
 _FLAG = "--xla_force_host_platform_device_count"
@@ -9,6 +10,10 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if _FLAG not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}=8".strip()
 os.environ.setdefault("WANDB_MODE", "offline")
+
+# A shell lets what it starts by "&" ignore an interrupt, and so would all that the tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # One cache of compiled programs for all workers and child processes of a run, new for each run:
 # most of the time goes into compiling, and many tests compile the same steps.
