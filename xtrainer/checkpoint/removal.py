@@ -43,12 +43,12 @@ class Remover:
     """
 
     def __init__(self) -> None:
-        self._stuck: dict[Path, int] = {}
+        self._stuck: set[Path] = set()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="remove-checkpoint")
 
     def remove(self, steps: Iterable[Path]) -> None:
         """Removes steps, and those that could not be removed before."""
-        for path in [*self._stuck, *steps]:
+        for path in [*sorted(self._stuck), *steps]:
             self._remove(path)
 
     def _remove(self, path: Path) -> None:
@@ -58,11 +58,11 @@ class Remover:
         try:
             rename(path, removed)
         except OSError as error:
-            tries = self._stuck[path] = self._stuck.get(path, 0) + 1
-            if tries == 1:
+            if path not in self._stuck:
                 _log.warning("The old step %s could not be removed, and stays: %s", path, error)
+            self._stuck.add(path)
         else:
-            self._stuck.pop(path, None)
+            self._stuck.discard(path)
             self._thread.submit(remove_tree, removed)
         reached("removed")
 
