@@ -16,7 +16,7 @@ import xtrainer as xt
 from xtrainer.errors import ConfigError
 from xtrainer.loop import StopReason
 
-STEPS = 13
+STEPS = 11
 SAVING = xt.ModelCheckpointConfig(every_n_steps=3, every_n_epochs=99, max_to_keep=None)
 
 
