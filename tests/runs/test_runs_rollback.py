@@ -16,7 +16,7 @@ import xtrainer as xt
 from xtrainer.errors import ConfigError
 from xtrainer.loop import StopReason
 
-STEPS = 11
+STEPS = 13
 SAVING = xt.ModelCheckpointConfig(every_n_steps=3, every_n_epochs=99, max_to_keep=None)
 
 
@@ -86,7 +86,7 @@ def test_it_ends_as_one_that_never_saw_them(
     passes = 2
     options = {"max_consecutive_nonfinite": limit, **options}
     back = make(tmp_path / "back", max_rollbacks=passes + 1, **options)
-    train(back, [one(n, bad) for n in range(1, 9)])
+    train(back, [one(n, bad) for n in range(1, 9)], 11)
     assert back.stop_reason is StopReason.FINISHED
     plain = make(tmp_path / "plain", nonfinite_policy="skip", **options)
 
@@ -102,7 +102,7 @@ def test_it_ends_as_one_that_never_saw_them(
 
     left_out = back.progress.skipped_batches
     assert {(batch - 1) % 8 + 1 for _, batch in left_out} == set(bad)
-    train(plain, Without())
+    train(plain, Without(), 11)
     assert_equal_runs(back, plain, tmp_path / "back", tmp_path / "plain")
 
 
