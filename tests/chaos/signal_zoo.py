@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -51,8 +52,18 @@ class SignalCampaign(chaos_zoo.Campaign):
             finally:
                 process.kill()
                 process.wait()
+        if self.came_late(folder, name, [process]):
+            return self.start(folder, "")
         self.note(folder, plan, process.returncode, sent)
         return process.returncode, process.pid
+
+    def came_late(self, folder: Path, name: str, members: Sequence[subprocess.Popen[str]]) -> bool:
+        """Says whether a signal has met a process whose training had ended already."""
+        for index, member in enumerate(members):
+            said = [x["what"] for x in chaos_zoo.journal(folder, index) if x["pid"] == member.pid]
+            if name and member.returncode == -signal.Signals[name] and "trained" in said:
+                return True
+        return False
 
     def note(self, folder: Path, plan: str, code: int, sent: float | None) -> None:
         """Keeps how long it took, and what is wrong with the code."""
@@ -89,6 +100,8 @@ class SignalPairCampaign(SignalCampaign, pair_zoo.PairCampaign):
             for member in members:
                 member.communicate(timeout=chaos_zoo.TIMEOUT_S)
             codes = [member.returncode for member in members]
+        if self.came_late(folder, name, members):
+            return self.start(folder, "")
         if codes[0] != codes[1]:
             self.report.problems.append(f"{plan}: ended with {codes}\n{chaos_zoo.tail(folder)}")
         ends = [chaos_zoo.journal(folder, index)[-1] for index in (0, 1)]
