@@ -170,8 +170,8 @@ class Campaign:
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log,
             )  # fmt: skip
             try:
-                if kind == "time" and process.stdout is not None:
-                    process.stdout.readline()  # says that training begins
+                if kind == "time":
+                    wait_for_training(process)
                 if timed:
                     time.sleep(float(delay))
                     process.kill()
@@ -204,6 +204,13 @@ class Campaign:
             return
         texts = differences(self.reference, record_of(folder))
         self.report.problems += [f"after a start without a step: {text}" for text in texts]
+
+
+def wait_for_training(process: "subprocess.Popen[str]") -> None:
+    """Waits until a job has said that training begins; other lines may come before."""
+    if process.stdout is not None:
+        while process.stdout.readline() not in ("training\n", ""):
+            pass
 
 
 def environ(plan: str, devices: int, folder: Path) -> dict[str, str]:

@@ -116,8 +116,7 @@ def send_after_training(
 ) -> float:
     """Sends a signal some time after training has begun; returns when that was."""
     for process in waited:
-        if process.stdout is not None:
-            process.stdout.readline()
+        chaos_zoo.wait_for_training(process)
     time.sleep(float(moment.removeprefix("time:")))
     for process in asked:
         process.send_signal(signal.Signals[name])

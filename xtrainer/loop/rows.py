@@ -29,6 +29,20 @@ class Validated(NamedTuple):
     metrics: HostMetrics
 
 
+class Pending(NamedTuple):
+    """A validation that was broken off, or never begun.
+
+    Attributes:
+        key: Its name among the results.
+        epoch: Of the state.
+        ends: What is to end after it: ``"full"`` or ``"open"``, an epoch that is, or ``""``.
+    """
+
+    key: str
+    epoch: int
+    ends: str = ""
+
+
 class Rows:
     """The rows of a run.
 
@@ -40,7 +54,7 @@ class Rows:
         windows: The metrics of steps.
         newest: The newest row of training.
         validated: The newest validation.
-        pending: The key and epoch of a validation that was broken off, or never begun.
+        pending: The validation that is under way, or was when the run was ended.
         results: What ``train_model`` returns.
         spiked: The first and last step of a row whose loss is a spike, and a sentence on it.
     """
@@ -50,7 +64,7 @@ class Rows:
         self.windows = MetricWindows(executor.new_window, self.log_row, trainer.progress.step)
         self.newest: HostMetrics = {}
         self.validated: Validated | None = None
-        self.pending: tuple[str, int] | None = None
+        self.pending: Pending | None = None
         self.results: Results = {}
         threshold = trainer.spike_threshold
         self.spikes = None if threshold is None else Spikes(threshold)
@@ -69,7 +83,7 @@ class Rows:
                 self.validated = Validated(step, key, row_from_json(metrics))
                 self.results[key] = self.validated.metrics
             if pending := saved.run.get("pending"):
-                self.pending = (str(pending[0]), int(pending[1]))
+                self.pending = Pending(str(pending[0]), int(pending[1]), str(pending[2]))
             if self.spikes is not None:
                 self.spikes.losses.extend(map(float, saved.run.get("losses", [])))
         trainer.row_keeper = self

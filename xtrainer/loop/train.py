@@ -17,10 +17,10 @@ from xtrainer.loop.evaluate import Sources, run_evaluation, transfer_guard
 from xtrainer.loop.feed import Feed, Item
 from xtrainer.loop.in_flight import InFlight, Moment
 from xtrainer.loop.plan import Plan
-from xtrainer.loop.rows import Results, Rows, Validated, free_transfers
+from xtrainer.loop.rows import Pending, Results, Rows, Validated, free_transfers
 from xtrainer.loop.setback import Setback
 from xtrainer.loop.stop import StopReason
-from xtrainer.loop.together import Together
+from xtrainer.loop.together import Together, agree_on_end
 from xtrainer.loop.view import LoopTrainer
 from xtrainer.step import Flat, PlacedBatch, StepReport
 
@@ -93,12 +93,23 @@ class _Run:
 
     def begin(self) -> None:
         """Makes up for a validation that was broken off; ends a run that has nothing to do."""
-        if self.rows.pending is not None:
-            self.validate(*self.rows.pending)
+        if (pending := self.rows.pending) is not None:
+            self.validate(pending.key, pending.epoch)
+            if self.rows.pending is None and pending.ends:
+                self.feed.epoch_is_full = pending.ends == "full"
+                self.end_epoch(pending.epoch, time.perf_counter())
         if self.plan.done(self.trainer.progress):
+            self.end_last_epoch()
             reason, detail = self.together.finish(self.trainer.stop_wanted)
             done = reason is StopReason.FINISHED
             self.trainer.end_run(StopReason.NOTHING_TO_DO if done else reason, detail)
+
+    def end_last_epoch(self) -> None:
+        """Ends the epoch of a checkpoint that was saved with the last step, before its end."""
+        progress = self.trainer.progress
+        if progress.step == self.plan.num_train_steps and self.windows.has_steps:
+            self.feed.epoch_is_full = self.plan.epoch_is_full(progress) or self.pass_is_over()
+            self.end_epoch(progress.epochs_done + 1, time.perf_counter())
 
     def epoch(self) -> None:
         """Trains one epoch, or the rest of one that was begun."""
@@ -122,7 +133,10 @@ class _Run:
         reason = trainer.stop_reason
         goes_on = reason is None or reason.was_asked_from_outside
         if full or (goes_on and self.plan.done(progress)):
-            self.end_epoch(epoch, start)
+            if (pending := self.rows.pending) is not None:  # of this step; its row comes first
+                self.rows.pending = pending._replace(ends="full" if full else "open")
+            else:
+                self.end_epoch(epoch, start)
 
     def steps(self, epoch: int) -> None:
         """Takes the steps of an epoch, and what is due between them."""
@@ -336,7 +350,8 @@ class _Run:
         if rows.validated is not None and rows.validated.step == step:
             rows.results[key], rows.pending = rows.validated.metrics, None
             return
-        rows.pending = (key, epoch)
+        ends = "" if rows.pending is None else rows.pending.ends
+        rows.pending = Pending(key, epoch, ends)
         self.windows.flush()
         start = time.perf_counter()
         with free_transfers(trainer), trainer.ledger.spent("validation"):
@@ -344,7 +359,8 @@ class _Run:
             try:
                 with trainer.interrupts.breaking_off():
                     metrics = run_evaluation(trainer, self.loaders.val, "val", epoch)
-            except BrokenOff:
+            except BrokenOff:  # all processes come here
+                trainer.end_run(*agree_on_end(trainer.stop_wanted))
                 return
             progress.validations += 1
             trainer.notify("on_validation_epoch_end", metrics, epoch, step)

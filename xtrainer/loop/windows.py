@@ -99,6 +99,11 @@ class MetricWindows:
         parts, self._parts = self._parts, []
         return finish(parts[0], ("mean_nopostfix",)) if parts else {}
 
+    @property
+    def has_steps(self) -> bool:
+        """Whether there are steps that no epoch has ended with."""
+        return bool(self._parts) or self._begun != self.step
+
     def close(self, newest: StepReport, epoch: int) -> None:
         """Gives out every row, also the last one of fewer steps, which ends with ``newest``."""
         self.flush()

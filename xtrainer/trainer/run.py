@@ -31,6 +31,7 @@ from xtrainer.loop import (
 from xtrainer.parallel import put_global
 from xtrainer.state import GuardState
 from xtrainer.step import PlacedBatch, StepReport
+from xtrainer.trainer.memory import explain_memory
 from xtrainer.trainer.rollback import prepare_rollbacks, roll_back, tell_of_rollback
 from xtrainer.trainer.saving import MODEL_PARTS, checkpoint_callback, config_to_json
 from xtrainer.trainer.shared import choose_step
@@ -104,6 +105,7 @@ def _train(
     except BaseException as error:
         peers.announce(error)  # before anything that other processes would have to take part in
         trainer.stop_reason, trainer.stop_detail = StopReason.FAILED, repr(error)
+        explain_memory(trainer, error)
         hooks = [lambda c=c, e=error: c.on_exception(e) for c in [trainer, *trainer.callbacks]]
         _run_all(hooks, first=error)
         _close(trainer, first=error)
