@@ -91,10 +91,18 @@ class CheckpointWriteError(CheckpointError, OSError):
     exit_code = 4
 
 
+class NewerAttemptError(CheckpointWriteError):
+    """A process that may not save any more: another start of its run has taken its place."""
+
+
 class NoUsableCheckpointError(CheckpointError):
     """There are checkpoints, and none of them can be used."""
 
     exit_code = 5
+
+
+class FolderInUseError(XTrainerError, RuntimeError):
+    """Another run writes to the folder."""
 
 
 class PeerError(XTrainerError, RuntimeError):

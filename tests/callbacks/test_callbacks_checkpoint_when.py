@@ -13,7 +13,8 @@ import zoo
 import xtrainer as xt
 from xtrainer.callbacks import checkpoint as module
 from xtrainer.checkpoint import CheckpointManager, list_steps
-from xtrainer.errors import CheckpointError, CheckpointWriteError, ConfigError
+from xtrainer.checkpoint.commit import begin_attempt
+from xtrainer.errors import CheckpointError, CheckpointWriteError, ConfigError, NewerAttemptError
 
 Make = Callable[..., xt.ModelCheckpointConfig]
 
@@ -159,6 +160,20 @@ def test_some_saves_may_fail(
         stage.begin(config).train_model(probes.numbered(12), num_epochs=1)
     assert list_steps(tmp_path) == [2, 8, 12]
     assert caplog.text.count("failed") >= 3
+
+
+def test_a_run_that_was_replaced_ends_however_many_saves_may_fail(
+    stage: probes.Repeatable, tmp_path: Path, saving: Make
+) -> None:
+    def replace(trainer: Any, metrics: Any, epoch: int, step: int) -> None:
+        if step == 4:
+            begin_attempt(tmp_path)
+
+    config = saving(every_n_steps=1, max_failed_saves=99, enable_async_checkpointing=False)
+    trainer = stage.begin(config, probes.acting("on_training_step", replace))
+    with pytest.raises(NewerAttemptError, match="attempt 2 writes here"):
+        trainer.train_model(probes.numbered(1000), num_epochs=1)
+    assert (list_steps(tmp_path), trainer.global_step) == ([1, 2, 3, 4], 5)
 
 
 def test_more_than_that_may_not(

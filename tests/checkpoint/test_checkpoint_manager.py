@@ -322,6 +322,7 @@ def test_opening_removes_what_failed_saves_left_and_nothing_else(save_steps, tmp
     save_steps({1: None, 2: None})
     (tmp_path / "2" / "COMMIT.json").unlink()
     (tmp_path / "3.saving" / "state").mkdir(parents=True)
+    (tmp_path / "3.12.saving" / "state").mkdir(parents=True)
     (tmp_path / "4.removed" / "state").mkdir(parents=True)
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes.removed").mkdir()

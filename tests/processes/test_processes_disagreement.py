@@ -40,7 +40,7 @@ NAMES = [
     "plain-",
     *(f"{name}-{who}" for name in (*UNEVEN, *ERRORS, "stop", "nan", "scalar") for who in "01"),
     *("length_too_small-0", "stop-01", "stop_at_epoch_end-0", "stop_in_validation-1"),
-    *("stop_on_last-1", "skipped_nan-1", "configs-1", "plan-1", "step-1"),
+    *("stop_on_last-1", "skipped_nan-1", "configs-1", "plan-1", "step-1", "folder-0"),
     "plain-1",
 ]
 """All scenarios, one after another in one run; the last says that they have left it usable."""
@@ -227,6 +227,15 @@ def test_a_plan_or_a_start_that_differs_is_refused_on_every_process(
         assert one["raised"] == "PeerError"
         assert "Process 1 would train from" in one["traceback"]
         assert all(part in one["traceback"] for part in parts)
+
+
+def test_a_folder_in_which_another_run_trains_is_refused_on_every_process(
+    run: process_zoo.Run,
+) -> None:
+    for index, one in enumerate(run.said("folder-0")):
+        assert one["error"] == ("PeerError" if index else "FolderInUseError")
+        assert "found that it is in use by process" in one["text"]
+    assert list((run.folder / "folder-0" / "checkpoints").iterdir()) == []
 
 
 @pytest.mark.parametrize("who", [0, 1])

@@ -17,7 +17,13 @@ from xtrainer.checkpoint import (
     differing_replicas,
     note_failed_start,
 )
-from xtrainer.errors import CheckpointError, CheckpointWriteError, MetricError, did_you_mean
+from xtrainer.errors import (
+    CheckpointError,
+    CheckpointWriteError,
+    MetricError,
+    NewerAttemptError,
+    did_you_mean,
+)
 from xtrainer.launch import broadcast, is_main_process, process_count
 from xtrainer.types import HostMetrics
 
@@ -302,7 +308,8 @@ class ModelCheckpoint(Callback):
         """Raises the error of a save, or reports it where some may fail."""
         self._failures += 1
         self._saved_step = self._open().latest_step()
-        if self._failures > self.config.max_failed_saves:
+        may_fail = self._failures <= self.config.max_failed_saves
+        if not may_fail or isinstance(error, NewerAttemptError):
             raise error
         _LOG.error("%s", error)
 

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from xtrainer.checkpoint.durable import sync_tree, write_json
-from xtrainer.errors import CheckpointError, NewerFormatError
+from xtrainer.errors import CheckpointError, NewerAttemptError, NewerFormatError
 from xtrainer.types import JSON
 
 COMMIT_FILE = "COMMIT.json"
@@ -91,6 +91,25 @@ def begin_attempt(folder: Path) -> RunId:
     run = RunId(uuid.uuid4().hex, 1) if known is None else RunId(known.run_id, known.attempt + 1)
     write_json(folder / RUN_FILE, asdict(run))
     return run
+
+
+def require_newest(folder: Path, run: RunId) -> None:
+    """Makes sure that no other start has taken the place of one.
+
+    A process that was stopped, and went on when it had been replaced, must not change the folder.
+
+    Raises:
+        NewerAttemptError: If one has.
+    """
+    found = _read_run(folder)
+    if found is None or (found.run_id == run.run_id and found.attempt <= run.attempt):
+        return
+    kind = "" if found.run_id == run.run_id else " of another run"
+    raise NewerAttemptError(
+        f"{folder}: found that attempt {found.attempt}{kind} writes here, expected none after "
+        f"attempt {run.attempt}, which this process is. It was stopped or cut off, and another was "
+        "started in its place; nothing of it is saved any more. End it."
+    )
 
 
 def seal(

@@ -1,7 +1,6 @@
 """How is a step written? Whole or not at all, in the background, and old ones removed after it."""
 
 import copy
-import logging
 import operator
 import os
 from collections.abc import Callable, Mapping
@@ -14,7 +13,7 @@ from typing import NamedTuple, get_args
 import jax
 
 from xtrainer.checkpoint.backend import SAVE_LIMIT_S, ArrayWriter
-from xtrainer.checkpoint.commit import RunId, begin_attempt, reached, seal
+from xtrainer.checkpoint.commit import RunId, begin_attempt, reached, require_newest, seal
 from xtrainer.checkpoint.durable import free_space, rename, write_json
 from xtrainer.checkpoint.fingerprint import Pending, finish_fingerprints, start_fingerprints
 from xtrainer.checkpoint.items import (
@@ -30,8 +29,7 @@ from xtrainer.checkpoint.metadata import (
     STEP_KEY,
     MonitorMode,
     best_of,
-    list_steps,
-    read_metric,
+    read_metrics_of_steps,
     steps_to_keep,
     write_rank,
 )
@@ -46,12 +44,15 @@ from xtrainer.checkpoint.removal import (
 )
 from xtrainer.checkpoint.snapshot import HostCopy
 from xtrainer.checkpoint.starts import forget_failed_starts
-from xtrainer.errors import CheckpointError, CheckpointNotFoundError, CheckpointWriteError
+from xtrainer.errors import (
+    CheckpointError,
+    CheckpointNotFoundError,
+    CheckpointWriteError,
+    NewerAttemptError,
+)
 from xtrainer.launch import broadcast, gather, is_main_process
 from xtrainer.tree import num_bytes
 from xtrainer.types import JSON
-
-_log = logging.getLogger(__name__)
 
 
 class _Save(NamedTuple):
@@ -126,7 +127,7 @@ class CheckpointManager:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 clean(self.folder)
                 run = begin_attempt(self.folder)
-                metrics = {step: self._stored_metric(step) for step in list_steps(self.folder)}
+                metrics = read_metrics_of_steps(self.folder, self.monitor_mode)
                 found = {
                     "run": asdict(run),
                     "metrics": [[step, float_to_json(m)] for step, m in metrics.items()],
@@ -155,8 +156,9 @@ class CheckpointManager:
         Raises:
             CheckpointError: If the previous save failed, the step or a later one exists, or the
                 state cannot be saved.
+            NewerAttemptError: If another manager has been made for the folder meanwhile.
         """
-        self._require_open()
+        self._require_own()
         self.wait()
         step = self._check_step(step)
         value = None if metric is None else float(metric)
@@ -169,7 +171,7 @@ class CheckpointManager:
         self._needed = num_bytes(items.state)
         # A copy: the caller may go on changing what a thread is about to write.
         meta = {**copy.deepcopy(items.meta), **record}
-        saving = saving_folder(self.folder, step)
+        saving = saving_folder(self.folder, step, self._run.attempt)
         remove_left(self._failed)
         try:
             with jax.transfer_guard("allow"):  # also called inside the guarded training loop
@@ -188,7 +190,7 @@ class CheckpointManager:
 
     def _commit(self, step: int, meta: Mapping[str, JSON], fingerprints: Pending) -> None:
         """Writes everything but the arrays, and makes it a step when these are written."""
-        saving = saving_folder(self.folder, step)
+        saving = saving_folder(self.folder, step, self._run.attempt)
         try:
             if is_main_process():
                 write_json(saving / META_FILE, meta)
@@ -198,6 +200,7 @@ class CheckpointManager:
         reached("arrays")
         if is_main_process():
             seal(saving, step, self._run, lambda: finish_fingerprints(fingerprints))
+            require_newest(self.folder, self._run)
             rename(saving, self.folder / str(step))
             reached("committed")
             forget_failed_starts(self.folder)
@@ -211,7 +214,7 @@ class CheckpointManager:
             CheckpointNotFoundError: If there is no such step.
             CheckpointError: If the save under way failed, or the metric cannot be written.
         """
-        self._require_open()
+        self._require_own()
         self.wait()
         self.metric_of(step)
         try:
@@ -338,6 +341,11 @@ class CheckpointManager:
                 f"{self.folder}: found a closed manager, expected an open one. Make a new one."
             )
 
+    def _require_own(self) -> None:
+        self._require_open()
+        if is_main_process():
+            require_newest(self.folder, self._run)
+
     def _check_step(self, step: int) -> int:
         step = operator.index(step)
         if step < 0:
@@ -357,25 +365,22 @@ class CheckpointManager:
     def _failure(self, step: int, reason: BaseException | str) -> CheckpointWriteError:
         """Frees the space of a failed save, which may be what the next one lacks."""
         self._copy.free()  # other writes of the same save may still be reading it
-        if isinstance(reason, BaseException):
-            reason = f"{type(reason).__name__}: {reason}"
         space = ""
         if is_main_process():
             space = free_space(self.folder)
-            self._failed.append(saving_folder(self.folder, step))
+            self._failed.append(saving_folder(self.folder, step, self._run.attempt))
             remove_tree(self._failed[-1])
+            try:  # it may be the newer start that has removed the files
+                require_newest(self.folder, self._run)
+            except NewerAttemptError as error:
+                return error
+        if isinstance(reason, BaseException):
+            reason = f"{type(reason).__name__}: {reason}"
         return CheckpointWriteError(
             f"{self.folder}: the save of step {step} failed ({reason}), expected it to be written. "
             f"It needs {self._needed:,} bytes. {space}Check the free space and the permissions "
             "of the folder; older steps are untouched."
         )
-
-    def _stored_metric(self, step: int) -> float | None:
-        try:
-            return read_metric(self.folder / str(step), self.monitor_mode)
-        except CheckpointError as error:
-            _log.warning("Step %d counts as one without a metric: %s", step, error)
-            return None
 
     def _prune(self) -> None:
         keep = steps_to_keep(self._metrics, self.max_to_keep, self.monitor_mode)

@@ -1,6 +1,7 @@
 """Which steps does a folder hold, and what do they say of themselves? Reads; never writes."""
 
 import json
+import logging
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +19,7 @@ from xtrainer.errors import (
 )
 from xtrainer.types import JSON
 
+_log = logging.getLogger(__name__)
 MonitorMode = Literal["min", "max"]
 
 CHECKPOINTS_FOLDER = "checkpoints"
@@ -145,6 +147,18 @@ def read_metric(step_folder: Path, mode: MonitorMode | None = None) -> float | N
         return float_from_json(record.get(METRIC_KEY))
     except ValueError as error:
         raise CheckpointError(f"{step_folder}: {METRIC_KEY}: {error}. Use another step.") from error
+
+
+def read_metrics_of_steps(folder: Path, mode: MonitorMode | None) -> dict[int, float | None]:
+    """Returns the metric of each step in a folder; None, and a warning, where it is damaged."""
+    found: dict[int, float | None] = {}
+    for step in list_steps(folder):
+        try:
+            found[step] = read_metric(folder / str(step), mode)
+        except CheckpointError as error:
+            _log.warning("Step %d counts as one without a metric: %s", step, error)
+            found[step] = None
+    return found
 
 
 def write_rank(step_folder: Path, metric: float, mode: MonitorMode | None) -> None:

@@ -1,8 +1,8 @@
 """What happens to folders that are no steps any more? Moved aside, or removed, never half.
 
-``7.saving`` is being written or was left by a killed save; ``7.removed`` is about to go;
-``corrupt-7`` was damaged and ``superseded-7`` belongs to a course of training that was left:
-neither is looked at again.
+``7.2.saving`` is being written by the second start of the run or was left by a killed save;
+``7.removed`` is about to go; ``corrupt-7`` was damaged and ``superseded-7`` belongs to a course of
+training that was left: neither is looked at again.
 """
 
 import logging
@@ -18,14 +18,17 @@ from xtrainer.checkpoint.commit import reached
 from xtrainer.checkpoint.durable import rename
 
 _log = logging.getLogger(__name__)
-_LEFT = re.compile(r"(0|[1-9]\d*)\.(saving|removed)")
+_LEFT = re.compile(r"(0|[1-9]\d*)(\.[1-9]\d*)?\.(saving|removed)")
 _SUPERSEDED = "superseded"
 _LEFT_LIMIT_S, _LEFT_PAUSE_S = 2.0, 0.05
 
 
-def saving_folder(folder: Path, step: int) -> Path:
-    """Returns where a step is written before it is whole."""
-    return folder / f"{step}.saving"
+def saving_folder(folder: Path, step: int, attempt: int) -> Path:
+    """Returns where a start of the run writes a step before it is whole.
+
+    Each start has its own: what an earlier one still writes or removes harms no save of a later.
+    """
+    return folder / f"{step}.{attempt}.saving"
 
 
 def clean(folder: Path) -> None:

@@ -17,6 +17,7 @@ import zoo
 
 import xtrainer as xt
 from xtrainer.checkpoint import list_steps
+from xtrainer.launch.folder_lock import FolderLock
 
 ROWS, BATCH, BATCHES = 80, 16, 5
 SAID = "this process has had enough"
@@ -231,6 +232,15 @@ def other_step(stage: Stage, own: member.Member, who: str, name: str) -> Any:
     return train(own, trainer, "", stage.loader())
 
 
+def folder_in_use(stage: Stage, own: member.Member, who: str, name: str) -> Any:
+    lock = FolderLock(own.folder / name / "checkpoints") if own.is_one_of(who) else None
+    try:
+        stage.begin(own, name).train_model(stage.loader(), num_epochs=1)
+    finally:
+        if lock is not None:
+            lock.release()
+
+
 def scalar_loss(stage: Stage, own: member.Member, who: str, name: str) -> Any:
     rows = BATCH // stage.shard.count
     last = rows - 2 if own.is_one_of(who) else rows
@@ -265,6 +275,7 @@ SCENARIOS: dict[str, Scenario] = {
     "configs": other_configs,
     "plan": other_plan,
     "step": other_step,
+    "folder": folder_in_use,
     "scalar": scalar_loss,
 }
 
