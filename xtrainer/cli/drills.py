@@ -20,7 +20,6 @@ from xtrainer.testing import MOMENTS, Fault, compare, flip_bits
 
 PREEMPTED_CODE = 128 + signal.SIGTERM
 SAVE_FAILED_CODE = 4
-NONFINITE_CODES = (0, 3)
 PREEMPTED_LIMIT_S = 10.0
 """Until a run that was told to end has ended, besides the time of a save."""
 _LONG_SAVES = 5
@@ -205,9 +204,10 @@ def nan(stage: Stage) -> Outcome:
     stage.outcome.injected = f"NaN in batch {number}"
     ended = stage.start(Fault(kind="nan", at=number, place=place))
     outcome, end = stage.outcome, ended.journal.end_step
+    reason = StopReason.NONFINITE
     outcome.require(
-        ended.code in NONFINITE_CODES and ended.journal.stop == StopReason.NONFINITE.name,
-        f"expected {StopReason.NONFINITE.name} and one of the codes {NONFINITE_CODES}, found "
+        ended.code == reason.exit_code and ended.journal.stop == reason.name,
+        f"expected {reason.name} and code {reason.exit_code}, found "
         f"{ended.journal.stop or 'no reason'} and {stage.runner.describe(ended)}",
     )
     taken = max(ended.journal.steps, default=0)
