@@ -60,6 +60,8 @@ class MLflowLogger(LoggerTool):
         tracking: The imported package ``mlflow.tracking``.
     """
 
+    is_remote = True
+
     def __init__(self, config: MLflowLoggerConfig, name: str, tracking: Any) -> None:
         self.config = config
         self.name = name
