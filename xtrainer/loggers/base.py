@@ -15,9 +15,9 @@ class LoggerTool:
     """One place that is told about a run; override what you need, the rest does nothing.
 
     A tool begins closed. ``open`` comes before the first row; after ``finalize`` a tool may be
-    opened again, and goes on where it stopped. Between the two it may fail: what it is given is kept
-    and given again for a while, see ``LoggerConfig.on_tool_error``. So a call that raises should have
-    written nothing.
+    opened again, and goes on where it stopped. Between the two it may fail: what it is given is
+    then given again for a while, see ``LoggerConfig.on_tool_error``. So a call that raises should
+    have written nothing.
     """
 
     is_remote: ClassVar[bool] = False

@@ -154,7 +154,8 @@ class GuardedTool(LoggerTool):
             except MetricError:
                 raise
             except Exception as error:
-                self._keep(name, args)
+                if name != "log_config":  # which may be what is wrong, and rows wait for no config
+                    self._keep(name, args)
                 self._failed(error)
         else:
             self._keep(name, args)
@@ -183,6 +184,8 @@ class GuardedTool(LoggerTool):
                 _LOG.error("%s: a row was lost. %s", self.kind, error)
                 self.lost += 1
             except Exception as error:
+                if name == "log_config":
+                    self._kept.popleft()
                 self._failed(error)
                 return False
             self._kept.popleft()

@@ -3,7 +3,6 @@
 import atexit
 import logging
 import threading
-import time
 from collections import deque
 from collections.abc import Mapping
 from typing import Any
@@ -46,7 +45,8 @@ class QueuedTool(LoggerTool):
         self._changed = threading.Condition()
         self._given = 0  # calls that the tool has been given, or dropped
         self._taken = 0  # calls that were made
-        self._stuck_at = -1  # as many were given when a flush last waited in vain
+        self._done = 0  # calls that the thread is done with
+        self._stuck_at = -1  # as many were done when a flush last waited in vain
         self._thread: threading.Thread | None = None  # set to None by itself, with its last act
         self._error: BaseException | None = None
 
@@ -68,9 +68,7 @@ class QueuedTool(LoggerTool):
         self.tool.open()
         self.dropped = 0
         # Threads that are no daemons would keep a program from its end while a server hangs.
-        self._thread = threading.Thread(
-            target=self._run, name=f"log-{self.tool.kind}", daemon=True
-        )
+        self._thread = threading.Thread(target=self._run, name=f"log-{self.tool.kind}", daemon=True)
         self._thread.start()
         atexit.register(self._deliver_at_exit)
 
@@ -92,11 +90,11 @@ class QueuedTool(LoggerTool):
             return
         self._put("flush")
         with self._changed:
-            if self._given != self._stuck_at and not self._wait(self.flush_s):
-                self._stuck_at = self._given
+            if self._done != self._stuck_at and not self._wait(self.flush_s):
+                self._stuck_at = self._done
                 _LOG.warning(
                     "%s has not taken %d rows within %g s; the run goes on.", self.kind,
-                    len(self._waiting), self.flush_s,
+                    self._rows_waiting(), self.flush_s,
                 )  # fmt: skip
 
     def state_dict(self) -> dict[str, JSON]:
@@ -185,6 +183,7 @@ class QueuedTool(LoggerTool):
                 if over:
                     self._thread = None
                 self._given += 1
+                self._done += 1
                 self._changed.notify_all()
             if over:
                 return

@@ -142,12 +142,14 @@ class Feed:
             last = False
             quick = trainer.feeds_host_batches
             ahead = Prefetcher(source, trainer.prepare_train_batch, None, limit, quick)
-            with contextlib.closing(ahead):
-                for batch, position in ahead:
-                    last = several and self._is_last(ahead, position)
-                    yield Item(batch, position, last)
-                yield None
-            trainer.ledger.move("step", "data_wait", ahead.waited_s)
+            try:
+                with contextlib.closing(ahead):
+                    for batch, position in ahead:
+                        last = several and self._is_last(ahead, position)
+                        yield Item(batch, position, last)
+                    yield None
+            finally:
+                trainer.ledger.waited(source.name, "step", ahead.waited_s)
             if last and not self._together.all_ended(self._peek()):
                 return True
             stopped = trainer.stop_reason is not None
