@@ -53,6 +53,12 @@ class LoaderError(XTrainerError, ValueError):
     """A loader that is empty, exhausted or cannot be positioned."""
 
 
+class LoaderTimeoutError(LoaderError, TimeoutError):
+    """A loader that has given no batch for too long."""
+
+    exit_code = 124
+
+
 class MetricError(XTrainerError, KeyError):
     """A metric that is unknown or cannot be logged."""
 

@@ -4,7 +4,7 @@ import numbers
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from xtrainer.config import Config
 from xtrainer.errors import ConfigError, MetricError
@@ -15,8 +15,13 @@ class LoggerTool:
     """One place that is told about a run; override what you need, the rest does nothing.
 
     A tool begins closed. ``open`` comes before the first row; after ``finalize`` a tool may be
-    opened again, and goes on where it stopped.
+    opened again, and goes on where it stopped. Between the two it may fail: what it is given is
+    then given again for a while, see ``LoggerConfig.on_tool_error``. So a call that raises should
+    have written nothing.
     """
+
+    is_remote: ClassVar[bool] = False
+    """Whether a call may wait for a network: all but ``open`` then come from a thread."""
 
     @property
     def kind(self) -> str:
@@ -46,7 +51,11 @@ class LoggerTool:
         """Makes what was logged visible to other programs."""
 
     def state_dict(self) -> dict[str, JSON]:
-        """Returns what a checkpoint keeps of this tool, such as the number of its rows; JSON."""
+        """Returns what a checkpoint keeps of this tool, such as the number of its rows; JSON.
+
+        Where rows are kept for the tool since it has failed, their number is added as
+        ``late_rows``: it may be given them after all, and they count as rows before the checkpoint.
+        """
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any], step: int) -> None:
@@ -96,7 +105,8 @@ def _no_tool(config_class: type) -> str:
 class MultiLogger(LoggerTool):
     """Passes everything on to several tools, which it opens with the first row.
 
-    An error of a tool is raised at once, except in ``finalize``: there every tool is closed first.
+    An error of a tool is raised at once, except in ``finalize``: there every tool is closed first,
+    the last one first, so that what they say of it is still shown and written down.
 
     Args:
         tools: Told in this order.
@@ -164,7 +174,8 @@ class MultiLogger(LoggerTool):
         if not self._is_open:
             return
         self._is_open = False
-        finish_all([lambda tool=tool: tool.finalize(status) for tool in self.tools])
+        closing = [lambda tool=tool: tool.finalize(status) for tool in reversed(self.tools)]
+        finish_all(closing)
 
 
 def finish_all(actions: Sequence[Callable[[], None]]) -> None:

@@ -56,6 +56,8 @@ class WandBLogger(LoggerTool):
         wandb: The imported package.
     """
 
+    is_remote = True
+
     def __init__(self, config: WandBLoggerConfig, folder: Path | None, wandb: ModuleType) -> None:
         self.config = config
         self.folder = folder

@@ -128,11 +128,10 @@ def _batches(
 
     Where other processes may have more, batches of padding follow without end.
     """
+    ahead = Prefetcher(source, prepare, None, may_inline=trainer.feeds_host_batches)
+    ahead.breaks_off = lambda: trainer.interrupts.breaks_off
     try:
-        with contextlib.closing(
-            Prefetcher(source, prepare, None, may_inline=trainer.feeds_host_batches)
-        ) as ahead:
-            ahead.breaks_off = lambda: trainer.interrupts.breaks_off
+        with contextlib.closing(ahead):
             if not together.several:
                 for batch, _ in ahead:
                     yield batch, False
@@ -140,9 +139,10 @@ def _batches(
                 for batch, position in ahead:
                     at_end = source.length is None or position.batches >= source.length
                     yield batch, at_end and ahead.ended()
-        trainer.ledger.move("validation", "data_wait", ahead.waited_s)
     except Exception as error:
         together.fail(error)
+    finally:
+        trainer.ledger.waited(source.name, "validation", ahead.waited_s)
     while together.several:
         yield prepare.empty(), together.error is None
 

@@ -63,6 +63,9 @@ class TrainerConfig(Config):
     results. Where steps are short this saves the host's time for each; long ones gain nothing, and
     some are slower in a scan. A call ends where a row, a validation, a callback or an epoch is
     due."""
+    loader_timeout_s: float = 1800.0
+    """Seconds without a batch after which the loader is taken to hang: that is an error, which says
+    where in its code it stands. A warning comes before it. 0 or less: wait for ever."""
     log_grad_norm: bool = True
     """Log the norm of the whole gradient, before clipping."""
     log_grad_norm_per_param: bool = False
@@ -115,6 +118,8 @@ class TrainerConfig(Config):
             for mode in getattr(self, name):
                 if mode not in LOG_MODES:
                     found.append(f"{name}: found {mode!r}. {did_you_mean(mode, LOG_MODES)}")
+        if self.loader_timeout_s != self.loader_timeout_s:
+            found.append("loader_timeout_s: found nan, expected seconds, 0 for no limit.")
         if isinstance(self.compilation_cache, str) and not self.compilation_cache.strip():
             found.append(
                 f"compilation_cache: found {self.compilation_cache!r}, expected True, False or the "

@@ -125,7 +125,8 @@ class TrainerParts(Hooks):
     ) -> None:
         self.trainer_config, self.model_config = trainer_config, model_config
         self.optimizer_config, self.exmp_batch = optimizer_config, batch
-        self.progress, self.sources, self.dataset = Progress(), Sources(), None
+        sources = Sources(trainer_config.loader_timeout_s)
+        self.progress, self.sources, self.dataset = Progress(), sources, None
         self.stop_reason, self.stop_detail, self.first_step = None, "", True
         self.stop_wanted, self.setback, self.is_own_state = None, None, False
         self.row_keeper, self.restored_rows = OpenRows(), None

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from xtrainer.checkpoint import restore_partial
-from xtrainer.data import LoaderSource, batch_spec, describe_mismatch, num_rows
+from xtrainer.data import LoaderSource, batch_spec, describe_mismatch, num_rows, peek_ahead
 from xtrainer.errors import BatchError, LoaderError, PeerError
 from xtrainer.launch import gather_results, peers, process_count
 from xtrainer.launch.exits import note_end_of_run
@@ -255,7 +255,7 @@ def first_batch(source: LoaderSource) -> BatchLike:
     """
     source.new_pass()
     try:
-        return source.peek()
+        return peek_ahead(source)
     except StopIteration:
         raise LoaderError(f"The {source.name!r} loader is empty, expected a batch.") from None
 
@@ -286,7 +286,9 @@ def _check_first_batch(trainer: TrainerView, source: LoaderSource) -> None:
     try:
         if process_count() > 1:
             agree_on_first_batch(source, prepare, rows, trainer.exmp_batch)
-        prepare.check_first(source.peek())
+        with trainer.ledger.waiting(source.name):
+            batch = peek_ahead(source)
+        prepare.check_first(batch)
     except StopIteration:
         if source.position.pass_index == source.position.batches == 0:
             raise no_batch(source, trainer.progress) from None
