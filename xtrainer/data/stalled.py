@@ -1,4 +1,4 @@
-"""Where does a loader hang? A warning after a while, at last an error with the place in its code."""
+"""Where does a loader hang? A warning after a while, then an error, with the place in its code."""
 
 import logging
 import sys

@@ -12,6 +12,7 @@ import jax
 
 from xtrainer.data import LoaderPosition, LoaderSource
 from xtrainer.launch import compilation_cache
+from xtrainer.loop.always import always, noted
 from xtrainer.loop.evaluate import Sources, run_evaluation, transfer_guard
 from xtrainer.loop.feed import Feed, Item
 from xtrainer.loop.in_flight import InFlight, Moment
@@ -59,6 +60,8 @@ def run_training(trainer: LoopTrainer, loaders: Loaders, plan: Plan) -> Results:
     if plan.done(trainer.progress):
         trainer.end_run(StopReason.NOTHING_TO_DO)
     try:
+        if run.owed is not None:
+            run.validate(*run.owed)
         while trainer.stop_reason is None:
             run.epoch()
             if plan.done(trainer.progress):
@@ -90,6 +93,8 @@ class _Run:
         self.feed = Feed(trainer, loaders.train, plan, self.together, self.in_flight.peek)
         self.next_event = self.agenda.next_after(done.step)
         self.validated: tuple[int, str, HostMetrics] | None = None
+        self.owed: Sequence[Any] | None = None  # key and epoch of a validation that is due
+        self.error: BaseException | None = None
         self.resume_rows()
         self.over = False  # steps that were dispatched were not taken: nothing comes after them
         self.rewind_to: LoaderPosition | None = None
@@ -101,6 +106,7 @@ class _Run:
         if saved is not None and saved.run is not None:
             self.windows.load_state_dict(saved.run["windows"])
             self.newest_row = row_from_json(saved.run["newest"])
+            self.owed = saved.run.get("owed") if self.loaders.val and self.plan.validates else None
             if saved.run["validated"] is not None:
                 step, key, metrics = saved.run["validated"]
                 self.validated = (step, key, row_from_json(metrics))
@@ -111,6 +117,7 @@ class _Run:
         """See :class:`RowKeeper`."""
         run: dict[str, JSON] = {"windows": self.windows.state_dict(), "validated": None}
         run["newest"] = row_to_json(self.newest_row)
+        run["owed"] = None if self.owed is None else list(self.owed)
         if self.validated is not None:
             step, key, metrics = self.validated
             run["validated"] = [step, key, row_to_json(metrics)]
@@ -167,12 +174,15 @@ class _Run:
         trainer, progress = self.trainer, self.trainer.progress
         if self.feed.epoch_is_full:
             progress.epochs_done, progress.step_in_epoch = epoch, 0
+        if self.loaders.val and self.plan.validates_after_epoch(epoch):
+            self.owed = f"val_epoch_{epoch}", epoch
         metrics = trainer.get_metric_postprocess_fn()(self.windows.end_epoch())
         metrics["epoch_time_s"] = time.perf_counter() - start
-        trainer.notify("on_training_epoch_end", metrics, epoch)
-        self.log_epoch(metrics, "train_epoch", epoch)
-        if self.plan.validates_after_epoch(epoch):
-            self.validate(f"val_epoch_{epoch}", epoch)
+        with always(lambda: self.log_epoch(metrics, "train_epoch", epoch)):
+            trainer.notify("on_training_epoch_end", metrics, epoch)
+        trainer.notify("on_epoch_logged", "train_epoch", progress.step)
+        if self.owed is not None:
+            self.validate(*self.owed)
 
     def pass_is_over(self) -> bool:
         """Says whether the loader is known to be at the end of a pass that ends the epoch."""
@@ -258,10 +268,12 @@ class _Run:
         """Does what is due after a step: a row, a validation, hooks."""
         self.next_event = self.agenda.next_after(step)
         self.count_read_steps(self.in_flight.newest)
+        if self.loaders.val and self.plan.validates_after_step(step):
+            self.owed = f"val_step_{step}", epoch
         if step % self.plan.log_every_n_steps == 0:
             self.on_host(self.windows.cut, epoch, report)
-        if self.plan.validates_after_step(step) and self.settle():
-            self.validate(f"val_step_{step}", epoch)
+        if self.owed is not None and self.settle():
+            self.validate(*self.owed)
         for hook in self.step_hooks:
             if hook.next_step(step - 1) == step:
                 if hook.settled and not self.settle():
@@ -290,7 +302,7 @@ class _Run:
         halted = limit is not None and report.consecutive >= limit
         if self.over or not (halted or report.ended):
             return
-        self.over = True
+        self.over, self.owed = True, None
         newest = self.in_flight.drain()
         progress, moment = trainer.progress, self.in_flight.moment(newest.step)
         progress.step, progress.epochs_done = moment.step, moment.epochs_done
@@ -322,12 +334,10 @@ class _Run:
 
     def give_up(self, error: BaseException) -> None:
         """After an error: progress becomes that of the state, and the rows so far are given out."""
-        try:
-            self.settle()
-            self.rewind()
-            self.close()
-        except BaseException as other:  # the first error is the one to raise
-            error.add_note(f"After it: {type(other).__name__}: {other}")
+        self.error = error  # the one to raise
+        for action in (self.settle, self.rewind, self.close):
+            with noted(error):
+                action()
 
     def validate(self, key: str, epoch: int) -> None:
         """Evaluates on the validation sets, once for a step."""
@@ -336,7 +346,7 @@ class _Run:
             return
         step = progress.step
         if self.validated is not None and self.validated[0] == step:
-            self.results[key] = self.validated[2]
+            self.results[key], self.owed = self.validated[2], None
             return
         self.windows.flush()
         start = time.perf_counter()
@@ -344,18 +354,17 @@ class _Run:
             trainer.notify("on_validation_epoch_start", epoch, step)
             metrics = run_evaluation(trainer, self.loaders.val, "val", epoch)
             progress.validations += 1
-            trainer.notify("on_validation_epoch_end", metrics, epoch, step)
-            self.validated = (step, key, metrics)
-            self.results[key] = metrics
-            row = {**metrics, "time_s": time.perf_counter() - start}
-            self.log_epoch(row, "val", epoch)
+            self.validated, self.owed, self.results[key] = (step, key, metrics), None, metrics
+            spent = lambda: {"time_s": time.perf_counter() - start}  # noqa: E731
+            with always(lambda: self.log_epoch({**metrics, **spent()}, "val", epoch)):
+                trainer.notify("on_validation_epoch_end", metrics, epoch, step)
+            trainer.notify("on_epoch_logged", "val", step)
 
     def log_epoch(self, metrics: HostMetrics, mode: str, epoch: int) -> None:
         """Logs the row of an epoch or a validation."""
         trainer, step = self.trainer, self.trainer.progress.step
         with trainer.ledger.spent("logging"):
             trainer.logger.log_metrics(metrics, step, mode, epoch)
-        trainer.notify("on_epoch_logged", mode, step)
 
     def log_row(self, metrics: HostMetrics, last: StepReport, epoch: int) -> None:
         """Logs the metrics of the steps up to the one that ``last`` reports."""
@@ -364,8 +373,9 @@ class _Run:
         if last.updates < last.step:
             metrics["skipped_steps"] = float(last.step - last.updates)
         with _free_transfers(trainer), trainer.ledger.spent("logging"):
-            trainer.notify("on_training_log", metrics, last.step)
-            trainer.logger.log_metrics(metrics, last.step, "train", epoch)
+            log = lambda: trainer.logger.log_metrics(metrics, last.step, "train", epoch)  # noqa: E731
+            with always(log), noted(self.error):
+                trainer.notify("on_training_log", metrics, last.step)
         self.newest_row = metrics
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from xtrainer.loop.always import always
 from xtrainer.metrics import DeviceMetrics, HostWindow, finish, start_to_host, to_host
 from xtrainer.parallel import copy_tree, put_global
 from xtrainer.step import Flat, StepReport, whole
@@ -55,7 +56,10 @@ class MetricWindows:
             epoch: Of the row.
             report: int32 ``(7,)``, or ``(steps, 7)`` with the newest step last.
         """
-        self._emit_pending()
+        with always(lambda: self._end_row(epoch, report)):
+            self._emit_pending()
+
+    def _end_row(self, epoch: int, report: jax.Array) -> None:
         window = whole(self.current)
         start_to_host(window.packed)  # the report is under way already
         self._pending = (window, report, epoch)
