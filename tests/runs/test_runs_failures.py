@@ -102,6 +102,25 @@ def test_a_hook_that_fails_ends_the_run_after_a_save_that_it_goes_on_from_exactl
     assert_goes_on(stage, tmp_path, whole)
 
 
+@pytest.mark.parametrize("steps", [2 * BATCHES, 2 * BATCHES + 2])
+def test_what_is_due_after_the_last_step_is_made_up_for(
+    stage: probes.Repeatable, tmp_path: Path, steps: int
+) -> None:
+    def run(folder: Path, *callbacks: Any) -> tuple[Any, dict[str, Any]]:
+        trainer = begin(stage, folder, *callbacks)
+        results = trainer.train_model(probes.numbered(BATCHES), VAL, num_train_steps=steps)
+        return probes.learned(trainer), results
+
+    learned, results = run(tmp_path / "whole")
+    with pytest.raises(Planted):
+        run(tmp_path / "broken", failing("on_training_step", steps))
+    again, made_up = run(tmp_path / "broken")
+    probes.assert_same_course(again, learned)
+    assert made_up.items() <= results.items() and list(made_up)[-1] == list(results)[-1]
+    assert rows(tmp_path / "broken") == rows(tmp_path / "whole")
+    assert run(tmp_path / "broken")[1].keys() <= made_up.keys()  # and only once
+
+
 def test_where_nothing_was_trained_nothing_is_saved(
     stage: probes.Repeatable, tmp_path: Path, whole: Any
 ) -> None:
@@ -401,6 +420,28 @@ def test_where_asked_an_error_of_a_logger_ends_the_run_after_a_save(
     again = begin(stage, tmp_path)
     train(again)
     probes.assert_same_course(probes.learned(again), whole[0])
+
+
+# Nothing to do.
+
+
+@pytest.mark.parametrize("end", [{"num_train_steps": 4}, {"num_epochs": 1}, {"num_epochs": 0}])
+def test_a_run_that_is_to_end_before_the_step_it_is_restored_at_does_nothing_and_says_so(
+    stage: probes.Repeatable,
+    tmp_path: Path,
+    end: dict[str, int],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    train(begin(stage, tmp_path), epochs=2)
+    before, saved = rows(tmp_path), list_steps(tmp_path / "checkpoints")
+    trainer = begin(stage, tmp_path)
+    with caplog.at_level(logging.INFO, logger="xtrainer"):
+        trainer.train_model(probes.numbered(BATCHES), VAL, **end)
+    assert trainer.global_step == int(trainer.state.step) == 2 * BATCHES
+    assert trainer.stop_reason is xt.StopReason.NOTHING_TO_DO
+    assert trainer.stop_reason.completed
+    assert xt.StopReason.NOTHING_TO_DO.value in caplog.text
+    assert (rows(tmp_path), list_steps(tmp_path / "checkpoints")) == (before, saved)
 
 
 # Clocks.

@@ -57,11 +57,10 @@ def run_training(trainer: LoopTrainer, loaders: Loaders, plan: Plan) -> Results:
         LoaderError: If the training loader gives no batch where one is needed.
     """
     run = _Run(trainer, loaders, plan)
-    if plan.done(trainer.progress):
-        trainer.end_run(StopReason.NOTHING_TO_DO)
     try:
-        if run.owed is not None:
-            run.validate(*run.owed)
+        run.make_up()
+        if plan.done(trainer.progress):
+            trainer.end_run(StopReason.NOTHING_TO_DO)
         while trainer.stop_reason is None:
             run.epoch()
             if plan.done(trainer.progress):
@@ -93,7 +92,7 @@ class _Run:
         self.feed = Feed(trainer, loaders.train, plan, self.together, self.in_flight.peek)
         self.next_event = self.agenda.next_after(done.step)
         self.validated: tuple[int, str, HostMetrics] | None = None
-        self.owed: Sequence[Any] | None = None  # key and epoch of a validation that is due
+        self.owed: tuple[Any, ...] | None = None  # key and epoch of a validation that is due
         self.error: BaseException | None = None
         self.resume_rows()
         self.over = False  # steps that were dispatched were not taken: nothing comes after them
@@ -106,12 +105,22 @@ class _Run:
         if saved is not None and saved.run is not None:
             self.windows.load_state_dict(saved.run["windows"])
             self.newest_row = row_from_json(saved.run["newest"])
-            self.owed = saved.run.get("owed") if self.loaders.val and self.plan.validates else None
+            if saved.run.get("owed") is not None and self.loaders.val and self.plan.validates:
+                self.owed = tuple(saved.run["owed"])
             if saved.run["validated"] is not None:
                 step, key, metrics = saved.run["validated"]
                 self.validated = (step, key, row_from_json(metrics))
                 self.results[key] = self.validated[2]
         trainer.row_keeper = self
+
+    def make_up(self) -> None:
+        """Does what is due at the step that the run goes on from, and was not done any more."""
+        progress, plan = self.trainer.progress, self.plan
+        if self.owed is not None:
+            self.validate(*self.owed)
+        if plan.num_train_steps == progress.step and self.windows.has_steps:
+            self.feed.epoch_is_full = plan.epoch_is_full(progress) or self.pass_is_over()
+            self.end_epoch(progress.epochs_done + 1, time.perf_counter())
 
     def open_rows(self) -> OpenRows:
         """See :class:`RowKeeper`."""

@@ -49,6 +49,11 @@ class MetricWindows:
         self._begun = step  # the step that ``current`` begins after
         self._cut = step  # the last step of the last row
 
+    @property
+    def has_steps(self) -> bool:
+        """Whether there are steps that no :meth:`end_epoch` has counted."""
+        return bool(self._parts) or self._pending is not None or self._begun != self.step
+
     def cut(self, epoch: int, report: jax.Array) -> None:
         """Ends a row with the newest step, which ended as reported, and gives out the one before.
 
