@@ -28,8 +28,8 @@ def always(action: Callable[[], None]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def noted(error: BaseException | None) -> Iterator[None]:
-    """Makes what fails inside a note of an error; where there is none, it is raised.
+def noted(error: BaseException) -> Iterator[None]:
+    """Makes what fails inside a note of an error, which is the one to raise.
 
     Example:
         >>> first = ValueError("first")
@@ -41,7 +41,5 @@ def noted(error: BaseException | None) -> Iterator[None]:
     try:
         yield
     except BaseException as other:
-        if error is None:
-            raise
         if other is not error:
             error.add_note(f"After it: {type(other).__name__}: {other}")

@@ -93,7 +93,6 @@ class _Run:
         self.next_event = self.agenda.next_after(done.step)
         self.validated: tuple[int, str, HostMetrics] | None = None
         self.owed: tuple[Any, ...] | None = None  # key and epoch of a validation that is due
-        self.error: BaseException | None = None
         self.resume_rows()
         self.over = False  # steps that were dispatched were not taken: nothing comes after them
         self.rewind_to: LoaderPosition | None = None
@@ -343,7 +342,6 @@ class _Run:
 
     def give_up(self, error: BaseException) -> None:
         """After an error: progress becomes that of the state, and the rows so far are given out."""
-        self.error = error  # the one to raise
         for action in (self.settle, self.rewind, self.close):
             with noted(error):
                 action()
@@ -383,7 +381,7 @@ class _Run:
             metrics["skipped_steps"] = float(last.step - last.updates)
         with _free_transfers(trainer), trainer.ledger.spent("logging"):
             log = lambda: trainer.logger.log_metrics(metrics, last.step, "train", epoch)  # noqa: E731
-            with always(log), noted(self.error):
+            with always(log):
                 trainer.notify("on_training_log", metrics, last.step)
         self.newest_row = metrics
 
