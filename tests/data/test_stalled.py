@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -103,9 +104,11 @@ def test_a_reader_gives_up_and_says_where_the_loader_stands(
 ) -> None:
     source = LoaderSource(loader, "train")
     source.timeout_s = 0.1
+    start = time.monotonic()
     with pytest.raises(LoaderTimeoutError) as caught, Prefetcher(source, lambda x: x) as ready:
         for _ in range(3):
             next(ready)
+    assert time.monotonic() - start < 5.0  # the thread is not waited for once more
     text = str(caught.value)
     assert "Found no batch 3 of the 'train' loader" in text
     assert "expected one within loader_timeout_s=0.1" in text

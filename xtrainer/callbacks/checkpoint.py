@@ -56,8 +56,10 @@ class ModelCheckpointConfig(CallbackConfig):
     """Write while training goes on."""
     save_on_start: bool = False
     """Save before the first step, where no checkpoint of it is there."""
-    save_on_exception: bool = False
-    """Save when an error ends the run; of a single process only, since others may be gone."""
+    save_on_exception: bool = True
+    """Save the last good step when an error ends the run, so that none is lost; of a single process
+    only, since others may be gone. Not after a failed save, nor when a program is to end at once
+    (KeyboardInterrupt, SystemExit)."""
     compare_replicas: bool = False
     """Before each save, compare what the devices of a process hold of the same part of each array.
     Where they differ a device has lost or computed something wrongly: that is an error, and not
@@ -221,7 +223,7 @@ class ModelCheckpoint(Callback):
         self._open().wait()
 
     def on_exception(self, error: BaseException) -> None:
-        """Saves the last good step where that is asked for.
+        """Saves the last good step and waits until it is there.
 
         Where the run has not come further than the checkpoint it went on from, that is noted: a
         start after two of these goes on from the one before.
@@ -229,13 +231,16 @@ class ModelCheckpoint(Callback):
         step = self.trainer.progress.step
         if step == self._start and step in self._open().all_steps() and is_main_process():
             note_failed_start(self.folder, step)
-        wanted = self.config.save_on_exception and process_count() == 1
-        if wanted and step > 0 and step != self._saved_step:
+        can_be = isinstance(error, Exception) and not isinstance(error, CheckpointError)
+        has_begun = self._start is not None and step > 0
+        wanted = self.config.save_on_exception and can_be and process_count() == 1
+        if wanted and has_begun and step != self._saved_step:
             self._save(None, step)
+            self._open().wait()
 
     def finalize(self, status: str) -> None:
         """Finishes the save under way and closes the folder."""
-        manager, self._manager = self._manager, None
+        manager, self._manager, self._start = self._manager, None, None
         if manager is not None:
             manager.close()
 

@@ -12,6 +12,8 @@ STATE_ITEM = "state"
 """The folder of a step that the arrays are in."""
 SAVE_LIMIT_S = 1800
 """How long a save may take before it counts as failed."""
+_CLOCK_JUMP_S = 2 * 3600
+"""Orbax measures its limit by the time of day, which somebody may put forward by an hour."""
 
 
 class ArrayWriter:
@@ -27,7 +29,7 @@ class ArrayWriter:
 
         self._checkpointer: ocp.AsyncCheckpointer = ocp.AsyncCheckpointer(
             ocp.PyTreeCheckpointHandler(use_compression=False),
-            timeout_secs=SAVE_LIMIT_S,
+            timeout_secs=SAVE_LIMIT_S + _CLOCK_JUMP_S,  # the manager's own limit comes first
             atomicity_options=AtomicityOptions(mode=AtomicityMode.COMMIT_FILE),
         )
 

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from xtrainer.loop.always import always
 from xtrainer.loop.setback import Spikes
 from xtrainer.loop.view import LoopTrainer, OpenRows
 from xtrainer.loop.windows import MetricWindows, row_from_json, row_to_json
@@ -112,7 +113,6 @@ class Rows:
         trainer, step = self.trainer, self.trainer.progress.step
         with trainer.ledger.spent("logging"):
             trainer.logger.log_metrics(metrics, step, mode, epoch)
-        trainer.notify("on_epoch_logged", mode, step)
 
     def log_row(self, metrics: HostMetrics, last: StepReport, epoch: int) -> None:
         """Logs the metrics of the steps up to the one that ``last`` reports."""
@@ -121,8 +121,9 @@ class Rows:
         if last.updates < last.step:
             metrics["skipped_steps"] = float(last.step - last.updates)
         with free_transfers(trainer), trainer.ledger.spent("logging"):
-            trainer.notify("on_training_log", metrics, last.step)
-            trainer.logger.log_metrics(metrics, last.step, "train", epoch)
+            log = lambda: trainer.logger.log_metrics(metrics, last.step, "train", epoch)  # noqa: E731
+            with always(log):
+                trainer.notify("on_training_log", metrics, last.step)
         self.newest = metrics
         if self.spikes is not None and self.spiked is None:
             self._look_for_spike(self.spikes, last.step)

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from xtrainer.callbacks import ModelCheckpoint
 from xtrainer.checkpoint import restore_partial
 from xtrainer.data import LoaderSource, batch_spec, describe_mismatch, num_rows, peek_ahead
 from xtrainer.errors import BatchError, LoaderError, PeerError
@@ -106,12 +107,17 @@ def _train(
         peers.announce(error)  # before anything that other processes would have to take part in
         trainer.stop_reason, trainer.stop_detail = StopReason.FAILED, repr(error)
         explain_memory(trainer, error)
-        hooks = [lambda c=c, e=error: c.on_exception(e) for c in [trainer, *trainer.callbacks]]
-        _run_all(hooks, first=error)
+        _run_all(_last_words(trainer, error), first=error)
         _close(trainer, first=error)
         raise
     _close(trainer, first=None)
     return results
+
+
+def _last_words(trainer: TrainerView, error: BaseException) -> list[Callable[[], None]]:
+    """Returns the ``on_exception`` of all; checkpoints are committed before others do a thing."""
+    told = sorted([trainer, *trainer.callbacks], key=lambda c: not isinstance(c, ModelCheckpoint))
+    return [lambda c=c: c.on_exception(error) for c in told]
 
 
 def _may_test(reason: StopReason) -> bool:
