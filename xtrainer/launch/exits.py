@@ -10,9 +10,14 @@ import functools
 import logging
 import os
 import sys
-from typing import Any
+import threading
+import time
+from typing import Any, NoReturn
+
+from xtrainer.launch.waits import within
 
 ERROR_CODE = 1
+_FLUSH_S = 5.0
 
 
 class _Exit:
@@ -20,6 +25,7 @@ class _Exit:
 
     def __init__(self) -> None:
         self.code: int | None = None
+        self.leaves_after = False  # a thread will end the program where others hold it up
         previous = sys.excepthook
 
         def hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
@@ -31,13 +37,8 @@ class _Exit:
 
     def leave(self) -> None:
         """Ends the program now, where its code is another one than Python's."""
-        if self.code in (None, ERROR_CODE):
-            return
-        logging.shutdown()
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(Exception):
-                stream.flush()
-        os._exit(self.code)
+        if self.code is not None and self.code != ERROR_CODE:
+            leave_now(self.code)
 
 
 @functools.cache
@@ -50,3 +51,40 @@ def exit_code() -> int:
     """Returns the code of the error that nobody has caught, by default 1."""
     code = watch_exit().code
     return ERROR_CODE if code is None else code
+
+
+def leave_now(code: int) -> NoReturn:
+    """Ends this process as it is, with what was logged and printed, and without waiting for it.
+
+    Args:
+        code: What the process ends with.
+    """
+    within(_FLUSH_S, _flush)
+    os._exit(code)
+
+
+def leave_in_any_case(code: int, grace_s: float) -> None:
+    """Sees to it that this process ends although a thread of it is stuck for ever.
+
+    Args:
+        code: What it ends with then, where no error has ended the program.
+        grace_s: Seconds that it has, once the program is over, to end by itself.
+    """
+    exit = watch_exit()
+    if exit.leaves_after:
+        return
+    exit.leaves_after = True
+
+    def leave() -> None:
+        threading.main_thread().join()
+        time.sleep(grace_s)
+        leave_now(code if exit.code is None else exit.code)
+
+    threading.Thread(target=leave, name="xtrainer-exit", daemon=True).start()
+
+
+def _flush() -> None:
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()

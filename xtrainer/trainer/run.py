@@ -28,6 +28,7 @@ from xtrainer.step import PlacedBatch, StepReport
 from xtrainer.trainer.saving import MODEL_PARTS, checkpoint_callback, config_to_json
 from xtrainer.trainer.shared import choose_step
 from xtrainer.trainer.view import TrainerView
+from xtrainer.trainer.watched import watched
 from xtrainer.types import JSON, BatchLike, HostMetrics
 
 _LOG = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ def train(
     Raises:
         Exception: What the loader, a callback, a logger or the step raised.
     """
-    with trainer.ledger.spent("idle"):
+    with trainer.ledger.spent("idle"), watched(trainer):
         return _train(trainer, plan, loaders, test_loader)
 
 
