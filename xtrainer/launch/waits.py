@@ -15,7 +15,8 @@ a save in the background                 ``save_timeout_s``                     
 old steps that are being removed         60 s, then left to the next start           checkpoint
 a thread that reads a loader, at its end 10 s, then left behind                      data/prefetch
 an answer of another process             300 s, more while a watchdog allows more    exchange
-the other processes at the start         ``initialize(timeout_s=300)``               distributed
+the other processes at the start         ``initialize(timeout_s=300)``               meeting
+the others at the end of the program     300 s                                       JAX
 a process that is silent                 ``heartbeat_timeout_s``, 20 or 30 s         JAX
 the end of the others after a failure    ``failure_grace_s``, 5 s                    peers
 a question about a hang                  5 s, and 2 s for the service                inquiry
