@@ -239,6 +239,8 @@ class Watchdog:
         self._stack.close()
         if self._thread is not None:
             self._thread.join(1.0)
+        if error[0] is None:
+            self._goes_on()  # it was reported, and has come to its end since the last look
 
     def describe(self) -> Standing:
         """Returns what the run does, with the stacks of all threads."""
