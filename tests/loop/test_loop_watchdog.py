@@ -310,11 +310,34 @@ def test_who_waits_for_a_process_within_its_limit_waits_on_and_asks_again(
     stage.pass_time(14.0)
     assert (ends, asked.count, asked.ended) == ([], 1, 1)
     assert "waits for process 1, which is at step 5, in 'compile' for 10.0 s" in caplog.text
-    stage.pass_time(3.0)
-    assert asked.count == 2  # half the limit later
-    asked.found = Found({0: OWN, 1: Standing(doing="compile", for_s=60.0, limit_s=60.0, step=5)})
+    stage.pass_time(5.0)
+    assert asked.count == 1
+    stage.pass_time(2.0)
+    assert asked.count == 2  # after its own limit once more, or the other's where that is sooner
+    asked.found = Found({0: OWN, 1: Standing(doing="compile", for_s=59.0, limit_s=60.0, step=5)})
     with pytest.raises(Ended):
-        stage.pass_time(6.0)
+        stage.pass_time(11.0)
+
+
+def test_who_may_only_be_waiting_excuses_nobody(ends: list[Any], asked: SimpleNamespace) -> None:
+    other = Standing(doing="validation", for_s=10.0, limit_s=30.0, step=5)
+    asked.found = Found({0: OWN, 1: other})
+    with pytest.raises(Ended):
+        Stage().pass_time(12.0)
+
+
+def test_a_run_that_goes_on_while_the_others_are_asked_is_left_alone(
+    ends: list[Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    stage = Stage()
+
+    def inquire() -> Found:
+        stage.progress.step += 1
+        return Found({0: OWN}, {1: "pid 7 on b"})
+
+    monkeypatch.setattr(watchdog, "inquire", inquire)
+    stage.pass_time(12.0)
+    assert (ends, caplog.messages) == ([], [])
 
 
 def test_while_another_process_asks_nothing_is_reported_here(

@@ -7,6 +7,7 @@ answers whatever its other threads wait in. One that is stopped or dead does not
 import contextlib
 import functools
 import json
+import math
 import os
 import socket
 import threading
@@ -30,6 +31,9 @@ _ASKED = "xtrainer/hang/asked/"
 _ANSWERS = "xtrainer/hang/answers/"
 _STACKS = "xtrainer/hang/stacks/"
 _PLACES = "xtrainer/hang/places/"
+_WAITING = ("step", "validation")
+"""Accounts in which a process may be waiting for the others, in a compiled program."""
+_NEARLY = 0.8
 _POLL_S = 0.1
 _SERVICE_S = 2.0
 """How much longer than for answers is waited for the service itself."""
@@ -90,21 +94,27 @@ class Found:
         last = [i for i, step in steps.items() if step == min(steps.values())]
         if len(last) < len(steps):
             return last
-        late = [i for i, s in self.standings.items() if s.doing not in ("step", "validation")]
+        late = [i for i, s in self.standings.items() if s.doing not in _WAITING]
         return late if len(late) < len(steps) else []
 
-    def excused(self) -> list[int]:
-        """Returns processes that do something which may take longer than it has so far.
+    def excused(self) -> dict[int, float]:
+        """Returns processes that do something which may take longer, and how much longer.
+
+        Not those in a step or a validation: they may be waiting as well. Nor those whose limit is
+        as good as over, since the clocks of processes that wait for each other differ a little.
 
         Example:
             >>> Found({0: Standing(doing="compile", for_s=20, limit_s=60)}).excused()
-            [0]
+            {0: 40}
+            >>> Found({0: Standing(doing="compile", for_s=59, limit_s=60)}).excused()
+            {}
         """
-        return [
-            i
+        return {
+            i: math.inf if s.limit_s is None else s.limit_s - s.for_s
             for i, s in self.standings.items()
-            if s.doing != "outside" and (s.limit_s is None or s.for_s < s.limit_s)
-        ]
+            if s.doing not in (*_WAITING, "outside")
+            and (s.limit_s is None or s.for_s < _NEARLY * s.limit_s)
+        }
 
 
 def place() -> str:

@@ -249,19 +249,24 @@ class Watchdog:
 
     def look(self) -> None:
         """Looks once; what is found may end the process."""
-        trainer = self._trainer
-        account, since = trainer.ledger.now()
-        doing = doing_now(account, stack_modules(self._trains))
-        step = trainer.progress.step
-        mark = (account, since, trainer.ledger.beats, doing, step)
+        limit, mark = self._observe()
         quiet_s = self._quiet.look(mark, self._clock())
-        self._limit = limit = self._limits.of(doing, trainer.first_step)
+        self._limit = limit
         most_s = None if math.isinf(limit.seconds) else limit.seconds + limit.more_s
+        doing, step = mark[-2:]
         self._standing = Standing(doing=doing, for_s=quiet_s, limit_s=most_s, step=step)
         if quiet_s == 0.0:
             self._goes_on()
         elif limit.is_passed(quiet_s) and quiet_s >= self._ask_at_s and self._reported is None:
-            self._hangs(limit)
+            self._hangs(limit, mark)
+
+    def _observe(self) -> tuple[Limit, tuple[Any, ...]]:
+        """Returns what limit holds now, and all that may change while the run moves on."""
+        trainer = self._trainer
+        account, since = trainer.ledger.now()
+        doing = doing_now(account, stack_modules(self._trains))
+        mark = (account, since, trainer.ledger.beats, doing, trainer.progress.step)
+        return self._limits.of(doing, trainer.first_step), mark
 
     def _run(self) -> None:
         while not self._ended.wait(self._limits.interval_s()):
@@ -276,7 +281,7 @@ class Watchdog:
             waited_s, self._reported = self._clock() - self._reported, None
             _LOG.warning("The run goes on, %.1f s after it was reported to hang.", waited_s)
 
-    def _hangs(self, limit: Limit) -> None:
+    def _hangs(self, limit: Limit, mark: tuple[Any, ...]) -> None:
         """Finds out who is missing, unless another process is about to."""
         quiet_s, own = self._quiet.seconds, runtime_process()
         self._ask_at_s = quiet_s + limit.seconds / 2
@@ -287,13 +292,15 @@ class Watchdog:
             if self._on_hang == "report":
                 self._reported = self._clock()
             return
-        excused = [i for i in found.excused() if i != own]
-        if self._ended.is_set() or self._quiet.seconds < quiet_s:
-            pass  # it went on meanwhile
+        excused = {i: left_s for i, left_s in found.excused().items() if i != own}
+        if self._ended.is_set() or self._observe()[1] != mark:
+            pass  # it went on while the others were asked
         elif excused and not found.missing:
+            other = max(excused, key=lambda i: excused[i])
+            self._ask_at_s = quiet_s + min(excused[other], limit.seconds)
             _LOG.warning(
                 "Process %d waits for process %d, which is %s: within its limit.",
-                own, excused[0], found.standings[excused[0]],
+                own, other, found.standings[other],
             )  # fmt: skip
         else:
             self._show(verdict(own, limit, found), found)

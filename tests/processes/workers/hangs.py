@@ -6,9 +6,10 @@ Arguments: the folder, what happens, to which process, and fields of ``TrainerCo
 import json
 import os
 import signal
+import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import disagree
@@ -20,23 +21,8 @@ from xtrainer.checkpoint import commit
 AT = 3
 """The step from which on it happens."""
 LONG_S = 100.0
-
-
-class Sleeping:
-    """A loader that sleeps after some batches, or before each."""
-
-    def __init__(self, own: member.Member, batches: list[Any], after: int) -> None:
-        self.own, self.batches, self.after = own, batches, after
-
-    def __len__(self) -> int:
-        return 1000
-
-    def __iter__(self) -> Iterator[Any]:
-        for number in range(len(self)):
-            if number == self.after:
-                self.own.fails()
-                time.sleep(LONG_S)
-            yield self.batches[number % len(self.batches)]
+PAUSE_S = 5
+NAP_S = 4.5
 
 
 def sleeps(own: member.Member) -> None:
@@ -49,7 +35,14 @@ def naps(own: member.Member) -> None:
     """Waits once, for a little longer than it may."""
     if own.failed is None:
         own.fails()
-        time.sleep(4.0)
+        time.sleep(NAP_S)
+
+
+def pauses(own: member.Member) -> None:
+    """Is stopped, and goes on after a while."""
+    again = f"sleep {PAUSE_S}; kill -CONT {os.getpid()}"
+    subprocess.Popen(["sh", "-c", again])
+    stops(own)
 
 
 def stops(own: member.Member) -> None:
@@ -58,7 +51,9 @@ def stops(own: member.Member) -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
-ACTS = {"callback": sleeps, "stopped": stops, "nap": naps}
+ACTS = {"callback": sleeps, "stopped": stops, "paused": pauses, "nap": naps}
+MOMENTS = {"save": "meta", "save_start": "begun"}
+"""Of a save, in which it hangs: in a thread of its own, and in that which trains."""
 
 
 def run(own: member.Member, what: str, who: str, config: dict[str, Any]) -> None:
@@ -71,19 +66,18 @@ def run(own: member.Member, what: str, who: str, config: dict[str, Any]) -> None
             ACTS[what](own)
 
     def reached(moment: str) -> None:
-        if moment == "meta":
+        if moment == MOMENTS[what]:
+            # As a thread of a library would, for which Python waits at its end.
+            threading.Thread(target=time.sleep, args=(LONG_S,)).start()
             sleeps(own)
 
     callbacks = [probes.acting("on_training_step", act)] if what in ACTS else []
     folder = own.folder / "run"
     trainer = stage.begin(own, "run", *callbacks, folder=folder)
     trainer.train_model(stage.loader(), num_train_steps=1)  # what is measured compiles nothing
-    train, val = stage.loader(), None
-    if what == "loader" and concerned:
-        train = Sleeping(own, stage.batches(), AT)
-    if what == "save" and concerned:
+    if what in MOMENTS and concerned:
         commit.watcher = reached
-    trainer.train_model(train, val, num_train_steps=8)
+    trainer.train_model(stage.loader(), num_train_steps=8)
 
 
 if __name__ == "__main__":
