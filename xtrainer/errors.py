@@ -115,6 +115,12 @@ class PeerError(XTrainerError, RuntimeError):
     """Another process of the run has failed, or does not answer."""
 
 
+class HangError(XTrainerError, TimeoutError):
+    """A run in which nothing has moved on for longer than it may."""
+
+    exit_code = 124
+
+
 class MissingDependencyError(XTrainerError, ImportError):
     """An optional package that a feature needs is not installed."""
 

@@ -29,8 +29,8 @@ def service(monkeypatch: pytest.MonkeyPatch) -> Any:
         ended.append((code, time.monotonic()))
         raise Ended
 
-    monkeypatch.setattr(peers.os, "_exit", leave)
-    monkeypatch.setattr(peers.logging, "shutdown", lambda: None)
+    monkeypatch.setattr(exits.os, "_exit", leave)
+    monkeypatch.setattr(exits.logging, "shutdown", lambda: None)
     found.ended = ended  # type: ignore[attr-defined]
     yield found
     monkeypatch.setattr(peers, "coordination_client", lambda: None)  # ends the watching threads

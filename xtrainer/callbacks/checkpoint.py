@@ -258,6 +258,7 @@ class ModelCheckpoint(Callback):
                 max_to_keep=config.max_to_keep,
                 monitor_mode=None if config.monitor is None else config.mode,
                 async_save=config.enable_async_checkpointing,
+                save_timeout_s=self.trainer.trainer_config.save_timeout_s,
             )
         return self._manager
 

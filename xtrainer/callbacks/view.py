@@ -12,6 +12,15 @@ from xtrainer.state import Progress, TrainState
 from xtrainer.types import BatchLike, HostMetrics
 
 
+class Timeouts(Protocol):
+    """What callbacks read of a trainer's config."""
+
+    @property
+    def save_timeout_s(self) -> float:
+        """Seconds after which a save has failed."""
+        ...
+
+
 class CallbackTrainer(Protocol):
     """A trainer as a callback sees it."""
 
@@ -19,6 +28,11 @@ class CallbackTrainer(Protocol):
     progress: Progress
     mesh: Mesh
     dataset: Any
+
+    @property
+    def trainer_config(self) -> Timeouts:
+        """What was asked of the trainer."""
+        ...
 
     @property
     def logger(self) -> LoggerTool:

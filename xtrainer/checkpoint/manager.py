@@ -3,19 +3,19 @@
 import copy
 import operator
 import os
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, get_args
+from typing import get_args
 
 import jax
 
-from xtrainer.checkpoint.backend import SAVE_LIMIT_S, ArrayWriter
-from xtrainer.checkpoint.commit import RunId, begin_attempt, reached, require_newest, seal
-from xtrainer.checkpoint.durable import free_space, rename, write_json
-from xtrainer.checkpoint.fingerprint import Pending, finish_fingerprints, start_fingerprints
+from xtrainer.checkpoint.backend import ArrayWriter
+from xtrainer.checkpoint.background import Background
+from xtrainer.checkpoint.commit import RunId, begin_attempt, reached, require_newest
+from xtrainer.checkpoint.durable import free_space
+from xtrainer.checkpoint.fingerprint import start_fingerprints
 from xtrainer.checkpoint.items import (
     CheckpointItems,
     describe_leaves,
@@ -23,7 +23,6 @@ from xtrainer.checkpoint.items import (
     float_to_json,
 )
 from xtrainer.checkpoint.metadata import (
-    META_FILE,
     METRIC_KEY,
     MODE_KEY,
     STEP_KEY,
@@ -43,7 +42,7 @@ from xtrainer.checkpoint.removal import (
     supersede,
 )
 from xtrainer.checkpoint.snapshot import HostCopy
-from xtrainer.checkpoint.starts import forget_failed_starts
+from xtrainer.checkpoint.under_way import Save
 from xtrainer.errors import (
     CheckpointError,
     CheckpointNotFoundError,
@@ -51,22 +50,12 @@ from xtrainer.errors import (
     NewerAttemptError,
 )
 from xtrainer.launch import broadcast, gather, is_main_process
+from xtrainer.launch.exchange import DEFAULT_TIMEOUT_S
+from xtrainer.launch.waits import LONG_S
 from xtrainer.tree import num_bytes
 from xtrainer.types import JSON
 
-
-class _Save(NamedTuple):
-    """A save under way.
-
-    Attributes:
-        step: Its step.
-        metric: What it is ranked by.
-        done: Ends when the step is committed, or with what went wrong.
-    """
-
-    step: int
-    metric: float | None
-    done: Future[None]
+_GRACE_S, _REMOVING_S = 5.0, 60.0
 
 
 class CheckpointManager:
@@ -85,6 +74,7 @@ class CheckpointManager:
         async_save: Return from :meth:`save` once the arrays are copied, and write meanwhile. On the
             CPU backend the copy is kept until :meth:`close` for the saves to come, so it takes the
             memory of one more state; where that is not free, saves do without and cost more time.
+        save_timeout_s: Seconds after which a save that is not written has failed; <= 0: never.
 
     Raises:
         CheckpointError: If an argument is wrong or the folder cannot be used.
@@ -96,6 +86,7 @@ class CheckpointManager:
         max_to_keep: int | None = None,
         monitor_mode: MonitorMode | None = None,
         async_save: bool = True,
+        save_timeout_s: float = 1800.0,
     ) -> None:
         if max_to_keep is not None and max_to_keep < 1:
             raise CheckpointError(
@@ -109,15 +100,19 @@ class CheckpointManager:
         self.max_to_keep = max_to_keep
         self.monitor_mode: MonitorMode | None = monitor_mode
         self.async_save = async_save
-        self._save: _Save | None = None
+        self._limit_s = save_timeout_s if save_timeout_s > 0 else LONG_S
+        self._save: Save | None = None
         self._closed = False
         self._needed = 0
         self._failed: list[Path] = []
         self._copy = HostCopy()
         self._metrics, self._run = self._open()
-        self._arrays = ArrayWriter()
-        self._committer = _one_thread("commit-checkpoint")
+        self._begin_threads()
         self._remover = Remover()
+
+    def _begin_threads(self) -> None:
+        self._arrays = ArrayWriter(self._limit_s)
+        self._committer = Background("commit-checkpoint")
 
     def _open(self) -> tuple[dict[int, float | None], RunId]:
         """Returns the metric of each step in the folder, and the run; the main process looks."""
@@ -183,27 +178,11 @@ class CheckpointManager:
                 self._arrays.start(saving, state)
         except Exception as error:
             raise self._failure(step, error) from error
-        done = self._committer.submit(self._commit, step, meta, fingerprints)
-        self._save = _Save(step, value, done)
+        self._save = save = Save(step, value, self._limit_s)
+        parts = (self.folder, meta, fingerprints, self._arrays, self._run)
+        save.done = self._committer.submit(save.commit, *parts)
         if not self.async_save:
             self.wait()
-
-    def _commit(self, step: int, meta: Mapping[str, JSON], fingerprints: Pending) -> None:
-        """Writes everything but the arrays, and makes it a step when these are written."""
-        saving = saving_folder(self.folder, step, self._run.attempt)
-        try:
-            if is_main_process():
-                write_json(saving / META_FILE, meta)
-                reached("meta")
-        finally:
-            self._arrays.wait()  # in any case: a failed save's folder is removed
-        reached("arrays")
-        if is_main_process():
-            seal(saving, step, self._run, lambda: finish_fingerprints(fingerprints))
-            require_newest(self.folder, self._run)
-            rename(saving, self.folder / str(step))
-            reached("committed")
-            forget_failed_starts(self.folder)
 
     def rank(self, step: int, metric: float) -> None:
         """Gives a step that is saved already the metric it is ranked by.
@@ -240,14 +219,11 @@ class CheckpointManager:
         if self._save is None:
             return False
         save, self._save = self._save, None
-        try:
-            error = save.done.exception(SAVE_LIMIT_S)
-        except TimeoutError:
-            error = TimeoutError(f"it has taken more than {SAVE_LIMIT_S} s")
-            self._committer.shutdown(wait=False)
-            self._committer = _one_thread("commit-checkpoint")
+        error = save.outcome()
+        if not save.done.done():
+            self._begin_threads()  # those that are stuck are left behind
         own = None if error is None else f"{type(error).__name__}: {error}"
-        said = gather(own, f"save of step {save.step}")
+        said = gather(own, f"save of step {save.step}", self._limit_s + DEFAULT_TIMEOUT_S)
         failed = next((text for text in said if text is not None), None)
         if failed is not None:
             raise self._failure(save.step, failed) from error
@@ -290,8 +266,8 @@ class CheckpointManager:
             self.wait()
         finally:
             self._copy.free()
-            self._committer.shutdown()
-            self._remover.close()
+            self._committer.close(_GRACE_S)
+            self._remover.close(_REMOVING_S)
             self._arrays.close()
             remove_left(self._failed)
 
@@ -390,7 +366,3 @@ class CheckpointManager:
             self._remover.remove_superseded(self.folder, max(self._metrics))
         for step in old:
             del self._metrics[step]
-
-
-def _one_thread(name: str) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(1, thread_name_prefix=name)

@@ -11,9 +11,9 @@ import re
 import shutil
 import time
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from xtrainer.checkpoint.background import Background
 from xtrainer.checkpoint.commit import reached
 from xtrainer.checkpoint.durable import rename
 
@@ -47,7 +47,7 @@ class Remover:
 
     def __init__(self) -> None:
         self._stuck: set[Path] = set()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="remove-checkpoint")
+        self._thread = Background("remove-checkpoint")
 
     def remove(self, steps: Iterable[Path]) -> None:
         """Removes steps, and those that could not be removed before."""
@@ -81,9 +81,10 @@ class Remover:
             if step.isdecimal() and int(step) <= newest:
                 self._thread.submit(remove_tree, path)
 
-    def close(self) -> None:
-        """Waits until all files are gone."""
-        self._thread.shutdown()
+    def close(self, timeout_s: float) -> None:
+        """Waits until all files are gone; what is left then goes when the folder is next opened."""
+        if not self._thread.close(timeout_s):
+            _log.warning("Old steps could not be removed within %g s.", timeout_s)
 
 
 def remove_tree(path: Path) -> None:

@@ -93,6 +93,7 @@ def evaluate_loader(
             window, ticket = executor(state, batch, window, bits)
             waiting.append(ticket)
             batches += 1
+            trainer.ledger.beats += 1
             if len(waiting) > limit:
                 # Read equally late everywhere, so that all leave after the same batch.
                 _leave_if_said(waiting.popleft(), together, source)

@@ -40,6 +40,7 @@ class Ledger:
         earlier: The seconds of earlier processes of the run, by account.
         details: By part within an account, such as a callback's class.
         waits: The seconds that steps and evaluations have waited for batches, by loader.
+        beats: Counts what moves on within an account, such as the batches of a validation.
 
     Example:
         >>> times = iter([0.0, 1.0, 4.0, 6.0])
@@ -57,6 +58,7 @@ class Ledger:
         self.details: dict[str, float] = {}
         self.waits: dict[str, float] = {}
         self.earlier: dict[str, float] = {}
+        self.beats = 0
         self._clock = clock
         self._open: list[str] = []
         self._since = 0.0
@@ -76,6 +78,18 @@ class Ledger:
             ended = self._turn(None)
             if detail is not None:
                 self.details[detail] = self.details.get(detail, 0.0) + ended - begun
+
+    def beat(self) -> None:
+        """Says that something has moved on: a limit of time counts from here again."""
+        self.beats += 1
+
+    def now(self) -> tuple[str, float]:
+        """Returns the account that is open now, and when that was last changed by its clock.
+
+        May be called from another thread.
+        """
+        innermost = self._open[-1:]  # at once: it may be closed meanwhile
+        return innermost[0] if innermost else "idle", self._since
 
     def move(self, source: str, target: str, seconds: float) -> None:
         """Counts seconds for another account than the one they were spent in."""

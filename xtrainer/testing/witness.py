@@ -15,6 +15,7 @@ import numpy as np
 from xtrainer.callbacks import Callback, CallbackConfig
 from xtrainer.callbacks.view import CallbackTrainer
 from xtrainer.checkpoint import CheckpointManager, fingerprints
+from xtrainer.checkpoint.under_way import Save
 from xtrainer.data import LoaderSource
 from xtrainer.loop import StopReason
 from xtrainer.loop.ledger import Ledger
@@ -108,18 +109,18 @@ def watch_batches(journal: Path) -> None:
 def watch_saves(journal: Path) -> None:
     """Notes every checkpoint that is begun from now on, and when it has become a step."""
     file = open(journal, "a", encoding="utf-8")
-    save, commit = CheckpointManager.save, CheckpointManager._commit
+    save, commit = CheckpointManager.save, Save.commit
 
     def begun(self: CheckpointManager, step: int, *args: Any, **kwargs: Any) -> None:
         write_line(file, {"kind": "save", "step": step, "at": time.time()})
         save(self, step, *args, **kwargs)
 
-    def done(self: CheckpointManager, step: int, *args: Any) -> None:
-        commit(self, step, *args)
-        write_line(file, {"kind": "saved", "step": step, "at": time.time()})
+    def done(self: Save, *args: Any) -> None:
+        commit(self, *args)
+        write_line(file, {"kind": "saved", "step": self.step, "at": time.time()})
 
     CheckpointManager.save = begun  # type: ignore[method-assign]
-    CheckpointManager._commit = done  # type: ignore[method-assign]
+    Save.commit = done  # type: ignore[method-assign]
 
 
 def write_line(file: IO[str], line: JSON, limit_s: float = 60.0) -> None:

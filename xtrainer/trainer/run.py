@@ -37,6 +37,7 @@ from xtrainer.trainer.rollback import prepare_rollbacks, roll_back, tell_of_roll
 from xtrainer.trainer.saving import MODEL_PARTS, checkpoint_callback, config_to_json
 from xtrainer.trainer.shared import choose_step
 from xtrainer.trainer.view import TrainerView
+from xtrainer.trainer.watched import watched
 from xtrainer.types import JSON, BatchLike, HostMetrics
 
 _LOG = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ def train(
     try:
         with (
             trainer.ledger.spent("idle"),
+            watched(trainer),
             Interrupts(functools.partial(_was_asked, trainer), enabled=enabled) as interrupts,
         ):
             trainer.interrupts = interrupts
