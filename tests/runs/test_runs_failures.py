@@ -121,6 +121,17 @@ def test_what_is_due_after_the_last_step_is_made_up_for(
     assert run(tmp_path / "broken")[1].keys() <= made_up.keys()  # and only once
 
 
+def test_the_validation_of_a_step_that_was_not_taken_comes_when_it_is(
+    stage: probes.Repeatable, tmp_path: Path, whole: Any
+) -> None:
+    trainer = begin(stage, tmp_path)
+    train(trainer, probes.numbered(BATCHES, bad=[4]))
+    assert trainer.stop_reason is xt.StopReason.NONFINITE and trainer.global_step == 3
+    again = begin(stage, tmp_path)
+    train(again)
+    assert rows(tmp_path)["val"] == whole[2]["val"]
+
+
 def test_where_nothing_was_trained_nothing_is_saved(
     stage: probes.Repeatable, tmp_path: Path, whole: Any
 ) -> None:

@@ -16,7 +16,8 @@ def peek_ahead(source: LoaderSource) -> BatchLike:
         LoaderTimeoutError: If none came for the ``timeout_s`` of the source.
 
     Example:
-        >>> source = LoaderSource([{"x": [1]}, {"x": [2]}], "train")
+        >>> import numpy as np
+        >>> source = LoaderSource([np.zeros(2), np.ones(2)], "train")
         >>> peek_ahead(source) is peek_ahead(source)
         True
     """
