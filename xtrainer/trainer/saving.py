@@ -18,6 +18,7 @@ from xtrainer.checkpoint import (
     restore_state,
 )
 from xtrainer.config import Config
+from xtrainer.config.redact import redact
 from xtrainer.data import batch_spec, decode_spec, encode_spec
 from xtrainer.errors import CheckpointError, CheckpointNotFoundError, ConfigError, LoaderError
 from xtrainer.loop import OpenRows
@@ -38,14 +39,15 @@ MODEL_PARTS = ("params", "mutable_variables")
 
 
 def config_to_json(trainer: TrainerView) -> dict[str, JSON]:
-    """Returns all configs of a trainer."""
+    """Returns all configs of a trainer as they may be written: without secrets."""
     optimizer = trainer.optimizer_config
     saved = optimizer.to_dict() if isinstance(optimizer, Config) else None
-    return {
+    configs = {
         "trainer": trainer.trainer_config.to_dict(),
         "model": trainer.model_config.to_dict(),
         "optimizer": saved,  # a ready transformation has no JSON form
     }
+    return redact(configs)
 
 
 def gather_items(
