@@ -203,6 +203,8 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """
     path = Path(path)
     path = path / METRICS_FILE if path.is_dir() else path
+    if path.exists() and not path.is_file():
+        raise MetricError(f"{path}: found no regular file, expected rows of metrics.")
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     rows = []
     for number, line in enumerate(lines, start=1):
@@ -234,11 +236,12 @@ def _encode_row(row: HostMetrics, step: int, mode: str, epoch: int) -> str:
 def _decode_row(line: str) -> dict[str, Any] | None:
     try:
         row = json.loads(line)
-    except ValueError:
+        # The name of a set becomes the name of a file.
+        if not _SET_NAME.fullmatch(row["set"]) or type(row["step"]) is not int:
+            return None
+        row["metrics"] |= {key: float(text) for key, text in row.pop("nonfinite", {}).items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    if not isinstance(row, dict) or not isinstance(row.get("metrics"), dict):
-        return None
-    row["metrics"] |= {key: float(text) for key, text in row.pop("nonfinite", {}).items()}
     return row
 
 
@@ -269,7 +272,8 @@ def retire_rows(path: Path, count: int | None, step: int) -> bool:
         file.flush()
         os.fsync(file.fileno())
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
+    temporary.unlink(missing_ok=True)
+    with open(temporary, "xb") as file:
         file.writelines(kept)
         file.flush()
         os.fsync(file.fileno())
@@ -335,5 +339,7 @@ def _column(key: str) -> str:
 def _replace(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.unlink(missing_ok=True)  # of a killed run; a link would be written through
+    with open(temporary, "x", encoding="utf-8") as file:
+        file.write(text)
     os.replace(temporary, path)

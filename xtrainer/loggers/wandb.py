@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from xtrainer.config.redact import redact
 from xtrainer.errors import ConfigError, require
-from xtrainer.loggers.base import LoggerTool, LoggerToolConfig
+from xtrainer.loggers.base import LoggerTool, LoggerToolConfig, saved_run_id
 from xtrainer.types import JSON, HostMetrics
 
 
@@ -92,7 +92,7 @@ class WandBLogger(LoggerTool):
 
     def load_state_dict(self, state: Mapping[str, Any], step: int) -> None:
         """Goes on with the run of a checkpoint; rows of later steps are sent again, not removed."""
-        self._run_id = state.get("run_id", self._run_id)
+        self._run_id = saved_run_id(state) or self._run_id
 
     def finalize(self, status: str) -> None:
         """Closes the run; its exit code is 1 for ``"failed"``."""
