@@ -61,17 +61,21 @@ def _redact(value: JSON, hidden: bool) -> JSON:
         return [_redact(item, hidden) for item in value]
     if not isinstance(value, Mapping):
         return value
-    if list(value) == [PAIRS]:  # how a mapping is written that has other keys than texts
-        return {PAIRS: [_redact_pair(pair, hidden) for pair in value[PAIRS]]}
+    pairs = value.get(PAIRS) if len(value) == 1 else None
+    if isinstance(pairs, list):  # how a mapping is written that has other keys than texts
+        return {PAIRS: [_redact_pair(pair, hidden) for pair in pairs]}
     return {
-        name: item if name == CLASS_KEY else _redact(item, hidden or is_secret(name))
+        name: item if name == CLASS_KEY else _redact(item, hidden or is_secret(str(name)))
         for name, item in value.items()
     }
 
 
 def _redact_pair(pair: JSON, hidden: bool) -> JSON:
+    is_named = isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str)
+    if not is_named:
+        return _redact(pair, hidden)
     key, item = pair
-    return [key, _redact(item, hidden or (isinstance(key, str) and is_secret(key)))]
+    return [key, _redact(item, hidden or is_secret(key))]
 
 
 def _redact_text(text: str) -> str:

@@ -15,6 +15,7 @@ from xtrainer.loggers.console import CommandLog, ConsoleLogger
 from xtrainer.loggers.file import FileLoggerConfig
 from xtrainer.loggers.tensorboard import TensorBoardLoggerConfig
 
+_WRITTEN = re.compile(r"(config\.json|metrics.*\.(jsonl|csv)|.*\.log)(\.tmp)?")
 _NAME = re.compile(r"(?!\.)[A-Za-z0-9_.-]{1,64}")
 _NAME_RULE = "1 to 64 of the characters A-Z a-z 0-9 _ . - without a leading dot"
 
@@ -129,7 +130,8 @@ def check_entries(folder: Path) -> None:
 
     Raises:
         ConfigError: For a link to another place, and for what is neither file nor folder: a run
-            that goes on in the folder would write, and remove, what lies there.
+            that goes on in the folder would write, and remove, what lies there. For a folder where
+            a file is to be written.
     """
     try:
         entries = list(os.scandir(folder))
@@ -137,6 +139,11 @@ def check_entries(folder: Path) -> None:
         return
     for entry in entries:
         mode = entry.stat(follow_symlinks=False).st_mode
+        if stat.S_ISDIR(mode) and _WRITTEN.fullmatch(entry.name):
+            raise ConfigError(
+                f"log_path: found {entry.path!r}, which is a folder; expected a file, or nothing. "
+                "Move it away, or choose another log_path."
+            )
         leads_out = stat.S_ISLNK(mode) and folder not in Path(os.path.realpath(entry)).parents
         if leads_out or not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode)):
             what = "a link to another place" if leads_out else "neither a file nor a folder"
