@@ -194,12 +194,13 @@ def state_metadata(run: Path) -> None:
 
 
 def one_row(**changes: Any) -> Change:
-    """Returns what adds a row to the metrics."""
+    """Returns what puts a row before the metrics, and a folder that a name may lead through."""
 
     def change(run: Path) -> None:
         row = {"set": "train", "step": 1, "epoch": 1, "metrics": {"loss": 1.0}, **changes}
-        with open(run / "metrics.jsonl", "a") as file:
-            file.write(json.dumps(row) + "\n")
+        path = run / "metrics.jsonl"
+        path.write_text(json.dumps(row) + "\n" + path.read_text())
+        (run / "metrics_x").mkdir()
 
     return change
 
@@ -308,7 +309,7 @@ def _places() -> dict[str, Change]:
         found[f"logger_{name}"] = meta("loggers", to={path: {"run_id": path}})
         found[f"metric_{name}"] = meta("metrics", to={path: 1.0})
         found[f"leaf_named_{name}"] = meta("leaves", to={path: {"shape": [1], "dtype": "float32"}})
-        found[f"set_{name}"] = one_row(set=f"{path}/../../outside/a")
+        found[f"set_{name}"] = one_row(set=f"x/../../outside/{path}")
     return found
 
 

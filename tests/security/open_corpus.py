@@ -161,6 +161,9 @@ def attempt(watch: Watch, way: Callable[[Path], Any], run: Path) -> dict[str, An
 
 def prepared(work: Path, original: Path, change: corpus.Change | None) -> Path:
     """Returns a fresh copy of the run with a change, and a folder beside it with a victim."""
+    for path in Path.cwd().iterdir():
+        if path.name not in HERE:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     for name in ("run", "outside"):
         shutil.rmtree(work / name, ignore_errors=True)
     shutil.copytree(original, work / "run")

@@ -25,7 +25,7 @@ QUICK = [
     "rows_list", "loaders_text", "leaf_large", "leaf_bool", "batch_huge", "window_negative",
     "window_dtype_O", "fifo_COMMIT.json", "zeros_meta_unrecorded", "victim_metrics.jsonl",
     "victim_config.json.tmp", "victim_checkpoints_RUN.json.tmp", "linked_checkpoints",
-    "linked_meta_unrecorded", "recorded_parent", "recorded_null", "set_parent", "logger_parent",
+    "linked_meta_unrecorded", "recorded_parent", "recorded_null", "set_dot", "logger_parent",
     "step_huge", "format_version_list", "batches_huge", "folder_\u0664",
 ]  # fmt: skip
 REST = [name for name in NAMES if name not in QUICK]
@@ -134,7 +134,7 @@ def test_no_way_takes_a_run_that_cannot_be_believed(
 
 
 @pytest.mark.parametrize(
-    "name", ["victim_metrics.jsonl", "set_parent", "logger_parent", "window_negative", "rows_list"]
+    "name", ["victim_metrics.jsonl", "set_dot", "window_negative", "rows_list"]
 )
 def test_a_run_does_not_go_on_with_logs_that_lead_out(
     quick: dict[str, dict[str, Any]], name: str
