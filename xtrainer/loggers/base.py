@@ -1,6 +1,7 @@
 """What is asked of a logger: the tool, its config, the one that does nothing and the composite."""
 
 import numbers
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any, ClassVar
 from xtrainer.config import Config
 from xtrainer.errors import ConfigError, MetricError
 from xtrainer.types import JSON, HostMetrics
+
+_RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
 
 class LoggerTool:
@@ -176,6 +179,22 @@ class MultiLogger(LoggerTool):
         self._is_open = False
         closing = [lambda tool=tool: tool.finalize(status) for tool in reversed(self.tools)]
         finish_all(closing)
+
+
+def saved_run_id(state: Mapping[str, Any]) -> str | None:
+    """Returns the id of a service's run that a checkpoint holds, which must be one plain word.
+
+    Raises:
+        ValueError: If it is something else: services make it part of paths and addresses.
+
+    Example:
+        >>> saved_run_id({"run_id": "3f9a"}), saved_run_id({})
+        ('3f9a', None)
+    """
+    found = state.get("run_id")
+    if found is not None and not (isinstance(found, str) and _RUN_ID.fullmatch(found)):
+        raise ValueError(f"run_id: found {found!r:.80}, expected letters, digits, - and _")
+    return found
 
 
 def finish_all(actions: Sequence[Callable[[], None]]) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import stat
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from xtrainer.loggers.guarded import GuardedTool
 from xtrainer.loggers.queued import QueuedTool
 from xtrainer.loggers.tensorboard import TensorBoardLoggerConfig
 
+_WRITTEN = re.compile(r"(config\.json|metrics.*\.(jsonl|csv)|.*\.log)(\.tmp)?")
 _NAME = re.compile(r"(?!\.)[A-Za-z0-9_.-]{1,64}")
 _NAME_RULE = "1 to 64 of the characters A-Z a-z 0-9 _ . - without a leading dot"
 
@@ -141,6 +143,34 @@ def prepare_run_folder(path: Path) -> None:
             _remove_if_empty(folder)
 
 
+def check_entries(folder: Path) -> None:
+    """Makes sure that nothing in a run folder leads out of it; one that is not there is fine.
+
+    Raises:
+        ConfigError: For a link to another place, and for what is neither file nor folder: a run
+            that goes on in the folder would write, and remove, what lies there. For a folder where
+            a file is to be written.
+    """
+    try:
+        entries = list(os.scandir(folder))
+    except OSError:  # tried out by prepare_run_folder
+        return
+    for entry in entries:
+        mode = entry.stat(follow_symlinks=False).st_mode
+        if stat.S_ISDIR(mode) and _WRITTEN.fullmatch(entry.name):
+            raise ConfigError(
+                f"log_path: found {entry.path!r}, which is a folder; expected a file, or nothing. "
+                "Move it away, or choose another log_path."
+            )
+        leads_out = stat.S_ISLNK(mode) and folder not in Path(os.path.realpath(entry)).parents
+        if leads_out or not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode)):
+            what = "a link to another place" if leads_out else "neither a file nor a folder"
+            raise ConfigError(
+                f"log_path: found {entry.path!r}, which is {what}; expected a run folder with "
+                "nothing of the kind in it. Remove it; a callback's own log_path may be anywhere."
+            )
+
+
 def build_loggers(config: LoggerConfig | None, *, is_main: bool, process_index: int) -> LoggerTool:
     """Returns the loggers of this process: all of them on the main one, its messages elsewhere.
 
@@ -160,6 +190,8 @@ def build_loggers(config: LoggerConfig | None, *, is_main: bool, process_index: 
     if problems:
         raise ConfigError(problems)
     folder = run_folder(config)
+    if folder is not None:
+        check_entries(folder)
     if folder is not None and is_main:  # processes would remove each other's probes
         prepare_run_folder(folder)
     tools: list[LoggerTool] = []

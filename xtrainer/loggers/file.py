@@ -213,6 +213,8 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """
     path = Path(path)
     path = path / METRICS_FILE if path.is_dir() else path
+    if path.exists() and not path.is_file():
+        raise MetricError(f"{path}: found no regular file, expected rows of metrics.")
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     rows = []
     for number, line in enumerate(lines, start=1):
@@ -244,11 +246,12 @@ def _encode_row(row: HostMetrics, step: int, mode: str, epoch: int) -> str:
 def _decode_row(line: str) -> dict[str, Any] | None:
     try:
         row = json.loads(line)
-    except ValueError:
+        # The name of a set becomes the name of a file.
+        if not _SET_NAME.fullmatch(row["set"]) or type(row["step"]) is not int:
+            return None
+        row["metrics"] |= {key: float(text) for key, text in row.pop("nonfinite", {}).items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    if not isinstance(row, dict) or not isinstance(row.get("metrics"), dict):
-        return None
-    row["metrics"] |= {key: float(text) for key, text in row.pop("nonfinite", {}).items()}
     return row
 
 
@@ -279,7 +282,8 @@ def retire_rows(path: Path, count: int | None, step: int) -> bool:
         file.flush()
         os.fsync(file.fileno())
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
+    temporary.unlink(missing_ok=True)
+    with open(temporary, "xb") as file:
         file.writelines(kept)
         file.flush()
         os.fsync(file.fileno())
@@ -346,8 +350,9 @@ def _column(key: str) -> str:
 def _replacing(path: Path) -> Iterator[IO[str]]:
     """Gives a file that takes the place of another when it is whole; else it leaves nothing."""
     temporary = path.with_name(path.name + ".tmp")
+    temporary.unlink(missing_ok=True)  # of a killed run; a link would be written through
     try:
-        with open(temporary, "w", encoding="utf-8", newline="") as file:
+        with open(temporary, "x", encoding="utf-8", newline="") as file:
             yield file
         os.replace(temporary, path)
     except BaseException:

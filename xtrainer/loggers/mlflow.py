@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from xtrainer.errors import ConfigError, require
-from xtrainer.loggers.base import LoggerTool, LoggerToolConfig
+from xtrainer.loggers.base import LoggerTool, LoggerToolConfig, saved_run_id
 from xtrainer.types import JSON, HostMetrics
 
 _STATUS = {"completed": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
@@ -108,7 +108,7 @@ class MLflowLogger(LoggerTool):
 
     def load_state_dict(self, state: Mapping[str, Any], step: int) -> None:
         """Goes on with the run of a checkpoint."""
-        self._run_id = state.get("run_id", self._run_id)
+        self._run_id = saved_run_id(state) or self._run_id
         self._after, self._sent = step, {}
 
     def finalize(self, status: str) -> None:

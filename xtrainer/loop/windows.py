@@ -141,13 +141,15 @@ class MetricWindows:
             )
             return
         packed = decode_array(saved["current"])
+        if (packed.shape, packed.dtype) != (window.packed.shape, window.packed.dtype):
+            raise ValueError(f"found a window of {packed.dtype}{list(packed.shape)}")
         sharding = window.packed.sharding
         self.current = window.replace(packed=copy_tree(put_global(packed, sharding), sharding))
         parts = [HostWindow(window.layout, decode_array(text)) for text in saved["parts"]]
         self._parts = parts
         text = saved["open"]
         self._open = None if text is None else HostWindow(window.layout, decode_array(text))
-        self._begun, self._cut = saved["steps"]
+        self._begun, self._cut = map(int, saved["steps"])
 
     def rewind(self, step: int) -> None:
         """Says that steps after one were dispatched and not taken."""

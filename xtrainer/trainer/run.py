@@ -14,7 +14,7 @@ import numpy as np
 from xtrainer.callbacks import ModelCheckpoint
 from xtrainer.checkpoint import restore_partial
 from xtrainer.data import LoaderSource, batch_spec, describe_mismatch, num_rows, peek_ahead
-from xtrainer.errors import BatchError, LoaderError, PeerError
+from xtrainer.errors import BatchError, CheckpointError, LoaderError, PeerError, XTrainerError
 from xtrainer.launch import gather_results, peers, process_count
 from xtrainer.launch.exits import note_end_of_run
 from xtrainer.launch.interrupts import BrokenOff, Interrupts, asked_to_end, describe
@@ -190,7 +190,15 @@ def _rewind_logs(trainer: TrainerView) -> None:
     """
     saved = trainer.restored_rows
     if saved is not None and saved.loggers is not None:
-        trainer.logger.load_state_dict(saved.loggers, trainer.progress.step)
+        try:
+            trainer.logger.load_state_dict(saved.loggers, trainer.progress.step)
+        except XTrainerError:
+            raise
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"A logger cannot go on from what the checkpoint holds of it ({error!r}). Use "
+                "another step, or resume=FOLDER, which begins new logs."
+            ) from error
 
 
 def make_agenda(trainer: TrainerView, plan: Plan, train_length: int | None) -> Agenda:
