@@ -125,10 +125,9 @@ class TrainerParts(Hooks):
     ) -> None:
         self.trainer_config, self.model_config = trainer_config, model_config
         self.optimizer_config, self.exmp_batch = optimizer_config, batch
-        sources = Sources(trainer_config.loader_timeout_s)
-        self.progress, self.sources, self.dataset = Progress(), sources, None
+        self.progress, self.sources = Progress(), Sources(trainer_config.loader_timeout_s)
         self.stop_reason, self.stop_detail, self.first_step = None, "", True
-        self.stop_wanted, self.setback, self.is_own_state = None, None, False
+        self.stop_wanted, self.setback, self.dataset, self.is_own_state = None, None, None, False
         self.row_keeper, self.restored_rows = OpenRows(), None
         self.interrupts = Interrupts(enabled=False)
         peers.watch()  # also where the program has joined the processes without xtrainer
