@@ -22,7 +22,8 @@ class ArrayWriter:
     training shares, and half of that of a restore, and made random float32 numbers 8 % smaller.
 
     Args:
-        limit_s: Seconds that the processes of a run may take to write one state.
+        limit_s: Seconds that writing a state may take. Orbax is given more: time in which the
+            process was stopped counts for it, and who waits for the save has a limit of its own.
     """
 
     def __init__(self, limit_s: float) -> None:

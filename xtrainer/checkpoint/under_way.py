@@ -73,7 +73,7 @@ class Save:
         left_s = self.begun + self.limit_s - time.monotonic()
         try:
             # A little in any case: the process may have been stopped meanwhile.
-            return self.done.exception(max(left_s, self.limit_s / 10))
+            return self.done.exception(max(left_s, min(self.limit_s, _GRACE_S)))
         except TimeoutError:
             self._late.set()  # nobody would know of the step that it made
             leave_in_any_case(CheckpointWriteError.exit_code, _GRACE_S)

@@ -69,8 +69,7 @@ def initialize(
         process_id: The number of this one, from 0.
         platform: ``"cpu"``, ``"cuda"``, ``"rocm"``, ``"tpu"`` (``"gpu"`` is ``"cuda"``).
         device_ids: This machine's GPUs for the process; needs a GPU ``platform``.
-        timeout_s: How long to wait for the other processes; then this one ends, with an error that
-            names the address.
+        timeout_s: How long to wait for the other processes; then this one ends with an error.
         heartbeat_timeout_s: Silence after which a process counts as dead, which ends the others;
             None: 20 where all are on this machine, else 30.
         failure_grace_s: How long the others may take to end by themselves when one process has
@@ -78,8 +77,7 @@ def initialize(
 
     Raises:
         ConfigError: For arguments that do not fit together, a platform that cannot be chosen any
-            more, processes to be joined after JAX has started its devices, or a port that another
-            program listens at.
+            more, devices that JAX has started already, or a port that is taken.
 
     Example:
         >>> initialize().process_count
