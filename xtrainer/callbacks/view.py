@@ -59,8 +59,12 @@ class CallbackTrainer(Protocol):
         """Whether the run under way has a validation set."""
         ...
 
-    def request_stop(self) -> None:
-        """Ends the run after this step."""
+    def request_stop(self, *, detail: str = "") -> None:
+        """Ends the run after this step, on all processes.
+
+        Args:
+            detail: Why; a sentence that follows that of ``StopReason.REQUESTED``.
+        """
         ...
 
     @property

@@ -209,6 +209,12 @@ def _stopping(hook: str, at: int, **plan: Any) -> Scenario:
     return scenario
 
 
+def early_stopping(stage: Stage, own: member.Member, who: str, name: str) -> Any:
+    config = xt.EarlyStoppingConfig(monitor="loss", mode="max", patience=-1, patience_steps=2)
+    trainer = stage.begin(own, name, config, check_val_every_n_steps=1)
+    return train(own, trainer, name, stage.loader(), stage.loader())
+
+
 def nan(stage: Stage, own: member.Member, who: str, name: str) -> Any:
     # Processes that hold the same rows have the same NaN in them.
     concerned = own.is_one_of(who) or stage.shard.count == 1
@@ -270,6 +276,7 @@ SCENARIOS: dict[str, Scenario] = {
     "stop_at_epoch_end": _stopping("on_training_epoch_end", 5),
     "stop_in_validation": _stopping(VALIDATION, 4),
     "stop_on_last": _stopping(STEP, 6, num_train_steps=6),
+    "early_stopping": early_stopping,
     "nan": nan,
     "skipped_nan": nan,
     "configs": other_configs,
