@@ -24,7 +24,7 @@ import xtrainer as xt
 LIMIT_S = 20
 FORBIDDEN = (
     "pickle.find_class", "os.system", "subprocess.Popen", "os.exec", "os.posix_spawn", "os.spawn",
-    "os.fork", "os.forkpty", "socket.bind", "socket.connect", "ctypes.dlopen", "compile", "exec",
+    "os.fork", "os.forkpty", "socket.bind", "socket.connect", "ctypes.dlopen", "exec",
     "marshal.loads", "marshal.load",
 )  # fmt: skip
 CHANGING = (
@@ -112,14 +112,14 @@ def make_run(run: Path) -> None:
 
 
 @contextmanager
-def limited() -> Iterator[None]:
+def limited(seconds: int) -> Iterator[None]:
     """Ends what hangs."""
 
     def end(*_: Any) -> None:
-        raise TimeoutError(f"took more than {LIMIT_S} seconds")
+        raise TimeoutError(f"took more than {seconds} seconds")
 
     signal.signal(signal.SIGALRM, end)
-    signal.alarm(LIMIT_S)
+    signal.alarm(seconds)
     try:
         yield
     finally:
@@ -135,14 +135,16 @@ def snapshot(folder: Path) -> dict[str, Any]:
     return found
 
 
-def attempt(watch: Watch, way: Callable[[Path], Any], run: Path) -> dict[str, Any]:
+def attempt(
+    watch: Watch, way: Callable[[Path], Any], run: Path, limit_s: int = LIMIT_S
+) -> dict[str, Any]:
     """Opens a run and returns how it ended."""
     before = snapshot(corpus.outside(run))
     memory, begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
     watch.seen, error = [], None
     watch.place = str(run)
     try:
-        with limited():
+        with limited(limit_s):
             way(run)
     except BaseException as found:
         error = found
@@ -213,7 +215,7 @@ def main() -> None:
                     path = {"linked": "metrics.jsonl", "hung": "config.json"}[key]
                     make = {"linked": corpus.victim, "hung": corpus.fifo}[key]
                     corpus.instead(path, make)(run)
-                found[key] = attempt(watch, way, run)
+                found[key] = attempt(watch, way, run, limit_s=1)
         else:
             change = None if name == "unchanged" else changes[name]
             for key, way in opener.ways().items():
