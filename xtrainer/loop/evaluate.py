@@ -106,11 +106,15 @@ def evaluate_loader(
     elif trainer.interrupts.breaks_off:
         raise BrokenOff
     if not batches:
-        raise LoaderError(
-            f"The {source.name!r} loader gave no batch to evaluate. An evaluation of nothing has "
-            "no mean; give it data, or pass None for no evaluation."
-        )
+        raise _nothing(source)
     return whole(window)
+
+
+def _nothing(source: LoaderSource) -> LoaderError:
+    return LoaderError(
+        f"The {source.name!r} loader gave no batch to evaluate. An evaluation of nothing has no "
+        "mean; give it data, or pass None for no evaluation."
+    )
 
 
 def _leave_if_said(ticket: jax.Array, together: Together, source: LoaderSource) -> None:
