@@ -25,7 +25,7 @@ from xtrainer.launch.exchange import (
     num_processes,
     runtime_process,
 )
-from xtrainer.launch.exits import ERROR_CODE, exit_code, leave_now
+from xtrainer.launch.exits import ERROR_CODE, exit_code, leave_now, watch_exit
 from xtrainer.launch.inquiry import answer_if_asked, introduce
 from xtrainer.launch.waits import within
 
@@ -117,6 +117,7 @@ class _Watcher:
                 return
             self._thread = threading.Thread(target=self._run, name="xtrainer-peers", daemon=True)
         sys.excepthook = self._hook(sys.excepthook)
+        watch_exit()  # before: what is registered last runs first, and that one ends the program
         # Runs before JAX's own exit handler, which waits for all processes.
         atexit.register(self._leave_if_failed)
         introduce()
