@@ -12,7 +12,8 @@ import zoo
 
 import xtrainer as xt
 from xtrainer.callbacks import checkpoint as module
-from xtrainer.checkpoint import CheckpointManager, list_steps
+from xtrainer.checkpoint import list_steps
+from xtrainer.checkpoint.under_way import Save
 from xtrainer.errors import CheckpointError, CheckpointWriteError, ConfigError
 
 Make = Callable[..., xt.ModelCheckpointConfig]
@@ -116,13 +117,13 @@ def test_after_an_error_the_last_good_step_is_saved_on_request(
 
 def fails(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
     """Lets the disk be full while the checkpoints of some steps are written."""
-    commit = CheckpointManager._commit
+    commit = Save.commit
 
-    def commit_or_fail(self: Any, step: int, *args: Any) -> None:
-        with zoo.full_disk(2**11) if step in steps else contextlib.nullcontext():
-            commit(self, step, *args)
+    def commit_or_fail(self: Save, *args: Any) -> None:
+        with zoo.full_disk(2**11) if self.step in steps else contextlib.nullcontext():
+            commit(self, *args)
 
-    monkeypatch.setattr(CheckpointManager, "_commit", commit_or_fail)
+    monkeypatch.setattr(Save, "commit", commit_or_fail)
 
 
 @pytest.mark.parametrize("enable_async_checkpointing", [True, False])
