@@ -366,6 +366,42 @@ def test_the_failure_of_another_process_is_recorded_before_it_ends_this_one(
     assert saved["reason"] == "Process 1 has failed" and saved["stacks"]
 
 
+@pytest.mark.parametrize(("doing", "flushed"), [("step", 1), ("logging", 0)])
+def test_rows_are_written_before_the_end_but_not_by_a_logger_that_hangs(
+    ends: list[Any], doing: str, flushed: int
+) -> None:
+    calls: list[int] = []
+    stage = Stage(flush=lambda: calls.append(len(ends)))
+    with stage.ledger.spent(doing), pytest.raises(Ended):
+        stage.pass_time(12.0)
+    assert calls == [0] * flushed
+    stage = Stage(flush=lambda: 1 // 0)
+    with stage.ledger.spent(doing), pytest.raises(Ended):
+        stage.pass_time(12.0)
+
+
+@pytest.mark.parametrize(("error", "recorded"), [(ValueError, True), (KeyboardInterrupt, False)])
+def test_an_error_of_one_process_of_several_is_recorded(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: type[BaseException],
+    recorded: bool,
+) -> None:
+    monkeypatch.setattr(watchdog, "num_processes", lambda: 2)
+    with pytest.raises(error), Stage(tmp_path).dog:
+        raise error("the loader broke here")
+    assert (tmp_path / "crash_0.json").exists() == recorded
+    if recorded:
+        reason = json.loads((tmp_path / "crash_0.json").read_text())["reason"]
+        assert reason.startswith("Traceback") and "ValueError: the loader broke here" in reason
+
+
+def test_an_error_of_a_process_alone_is_its_own_record(tmp_path: Path) -> None:
+    with pytest.raises(ValueError), Stage(tmp_path).dog:
+        raise ValueError("the loader broke here")
+    assert list(tmp_path.iterdir()) == []
+
+
 # The thread.
 
 

@@ -38,7 +38,7 @@ _LOG = logging.getLogger(__name__)
 _DATA = ("xtrainer.data.prefetch", "xtrainer.data.loader")
 _COMPILING = "xtrainer.step.programs"
 _STARTING = ("idle", "step", "init", "restore", "compile")
-_SHOW_S = 10.0
+_SHOW_S, _FLUSH_S = 10.0, 5.0
 _MORE, _MORE_S = 1.1, 2.0
 """What has an error of its own at its limit is given this much longer."""
 
@@ -200,6 +200,7 @@ class Watchdog:
         limits: How long things may take.
         on_hang: ``end`` the process with the code 124, or only ``report``.
         folder: Where ``crash_PROCESS.json`` is written; None: nowhere.
+        flush: Called before the process is ended, so that no row is lost; from another thread.
         clock: Returns seconds; any beginning.
     """
 
@@ -209,10 +210,11 @@ class Watchdog:
         limits: Limits,
         on_hang: Literal["end", "report"] = "end",
         folder: Path | None = None,
+        flush: Callable[[], object] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._trainer, self._limits, self._on_hang = trainer, limits, on_hang
-        self._folder, self._clock = folder, clock
+        self._folder, self._flush, self._clock = folder, flush, clock
         self._trains = threading.get_ident()
         self._quiet = Quiet(limits.interval_s())
         self._ask_at_s = 0.0  # not to ask again before it has been quiet for as long
@@ -234,7 +236,9 @@ class Watchdog:
         self._thread.start()
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, *error: Any) -> None:
+        if isinstance(error[1], Exception) and num_processes() > 1:
+            self._write("".join(traceback.format_exception(error[1])), {})
         self._ended.set()
         self._stack.close()
         if self._thread is not None:
@@ -314,6 +318,7 @@ class Watchdog:
         error = HangError(f"{text} {advice}")
         within(_SHOW_S, lambda: self._record(error, found))
         if self._on_hang == "end":
+            within(_FLUSH_S, self._flush_rows)
             peers.leave(error, absent=found.missing)
         self._reported = self._clock()
 
@@ -328,6 +333,15 @@ class Watchdog:
     def _last_words(self, reason: str) -> None:
         """Records that another process's failure ends this one."""
         self._write(reason, {})
+        self._flush_rows()
+
+    def _flush_rows(self) -> None:
+        # Where the run is within a logger, it must not be called from here as well.
+        if self._flush is not None and self._standing.doing != "logging":
+            try:
+                self._flush()
+            except Exception:
+                _LOG.exception("The newest rows could not be written.")
 
     def _write(self, reason: str, more: dict[str, Any]) -> None:
         if self._folder is None:
