@@ -315,6 +315,8 @@ def _describe(hint: Any) -> str:
     }
     if hint in names:
         return names[hint]
+    if typing.get_origin(hint) is Literal:
+        return " or ".join(map(repr, typing.get_args(hint)))
     if typing.get_origin(hint) in (type, Callable) or hint in (type, Callable):
         return "something callable"
     return f"a {getattr(hint, '__name__', str(hint))}"

@@ -336,12 +336,12 @@ def _reset_guard(trainer: TrainerView) -> None:
     """
     guard, limit = trainer.state.guard, trainer.nonfinite_limit
     step, counts = jax.device_get((trainer.state.step, guard.counts))
-    report = StepReport(int(step), *counts.tolist())
+    report = StepReport(int(step), *counts[:4].tolist())
     halted = report.halted or (limit is not None and report.consecutive >= limit)
     if halted or report.ended:
         skipped = report.step - report.updates
         row = (0, 0) if halted else (report.consecutive, report.first)
-        counts = np.array((skipped, *row, 0), np.int32)
+        counts = np.array((skipped, *row, 0, *counts[4:]), np.int32)
         guard = GuardState(put_global(counts, guard.counts.sharding))
         trainer.state = trainer.state.replace(guard=guard)
         trainer.progress.skipped = skipped
