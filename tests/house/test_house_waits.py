@@ -31,7 +31,9 @@ REASONS = {
     "launch/local.py: guard.wait()": "it was killed",
     "launch/peers.py: self._leaving.acquire()": "by intent for good: another thread leaves",
     "launch/ray.py: ray.get(inbox.result.remote())": "the run, which is watched in its processes",
-    "step/programs.py: self._found[key][0].result()": WATCHED,
+    "launch/interrupts.py: thread.join()": "it was told to end, and only reads a pipe",
+    "step/programs.py: program.result()": "it is done",
+    "step/programs.py: thread.join()": "a compilation that the program has asked for, at its end",
     "trainer/assemble.py: begin_state(init, exmp_input, optimizer, seed, mesh, parallel, "
     "precision).result()": "compiles what it asks for",
     "trainer/assemble.py: self._program.result()": "the compilation of the first state",
