@@ -150,3 +150,12 @@ def test_without_locks_there_is_one_warning(
         f"{tmp_path} cannot be locked ([Errno 37] No locks available): two runs there would go "
         "unseen."
     ]
+
+
+def test_folders_that_it_has_made_are_removed_where_nothing_is_in_them(tmp_path: Path) -> None:
+    FolderLock(tmp_path / "new" / "folder").release()
+    assert list(tmp_path.iterdir()) == []
+    lock = FolderLock(tmp_path / "new" / "folder")
+    (tmp_path / "new" / "folder" / "kept").touch()
+    lock.release()
+    assert [path.name for path in (tmp_path / "new" / "folder").iterdir()] == ["kept"]

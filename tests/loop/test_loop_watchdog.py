@@ -437,3 +437,12 @@ def test_an_error_in_a_look_does_not_end_the_looking(
     with stage.dog:
         assert again.wait(10.0)
     assert "could not look after the run" in caplog.text
+
+
+def test_no_secret_of_an_error_is_recorded(tmp_path: Path) -> None:
+    stage = Stage(tmp_path)
+    with stage.dog:
+        (call,) = watchdog.peers._watcher().last_words
+        call("401 for https://user:canary-1@host/x?api_key=canary-2")
+    saved = (tmp_path / "crash_0.json").read_text()
+    assert "canary" not in saved and "401 for https://***@host/x" in saved

@@ -28,7 +28,7 @@ class FolderLock:
     """A folder that nobody else may lock until it is released.
 
     Args:
-        folder: Made if it is not there.
+        folder: Made if it is not there; removed again where it is empty in the end.
 
     Raises:
         FolderInUseError: If another process, or another lock of this one, holds the folder.
@@ -45,7 +45,8 @@ class FolderLock:
     """
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        above = [folder, *folder.parents]
+        self._made = [path for path in above if not path.exists()]
         self.path = folder / LOCK_FILE
         self._file = -1
         while self._file < 0:
@@ -53,7 +54,11 @@ class FolderLock:
 
     def _try(self) -> int:
         """Returns the locked file; -1 where the one before has removed it meanwhile."""
-        file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        except FileNotFoundError:  # who has made the folder has removed it meanwhile
+            return -1
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -82,6 +87,9 @@ class FolderLock:
             with contextlib.suppress(OSError):
                 self.path.unlink()  # while it is held: whoever has opened it meanwhile looks again
             os.close(file)
+            with contextlib.suppress(OSError):  # something is in it
+                for folder in self._made:
+                    folder.rmdir()
 
     def leave(self) -> None:
         """Closes the file in a process that was forked: it would go on holding the folder."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 from xtrainer.checkpoint.durable import write_json
+from xtrainer.config.redact import redact
 from xtrainer.errors import HangError
 from xtrainer.launch import peers
 from xtrainer.launch.exchange import allowing, num_processes, runtime_process
@@ -362,6 +363,6 @@ class Watchdog:
         }
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            write_json(self._folder / f"crash_{own}.json", record)
+            write_json(self._folder / f"crash_{own}.json", redact(record))
         except OSError:
             _LOG.error("%s could not be written:\n%s", self._folder, traceback.format_exc())
