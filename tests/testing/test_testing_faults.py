@@ -16,6 +16,7 @@ import zoo
 
 import xtrainer as xt
 from xtrainer.checkpoint import CheckpointManager, commit, list_steps
+from xtrainer.checkpoint.under_way import Save
 from xtrainer.data import LoaderSource
 from xtrainer.errors import CheckpointWriteError
 from xtrainer.testing import (
@@ -39,7 +40,7 @@ def restored(monkeypatch: pytest.MonkeyPatch) -> None:
     """Takes out again what is planted."""
     for owner, name in (
         (CheckpointManager, "save"),
-        (CheckpointManager, "_commit"),
+        (Save, "commit"),
         (LoaderSource, "pull"),
         (Witness, "on_training_step"),
         (xt.TrainerModule, "create_training_step_function"),
