@@ -6,6 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from xtrainer.checkpoint import under_way
+from xtrainer.checkpoint.commit import begin_attempt
+from xtrainer.checkpoint.removal import saving_folder
 from xtrainer.checkpoint.under_way import Save
 
 
@@ -29,8 +31,9 @@ ARRAYS = SimpleNamespace(wait=lambda: None)
 
 
 def commit(save, folder):
-    (folder / f"{save.step}.saving").mkdir()
-    save.commit(folder, {"a": 1}, None, ARRAYS, None)
+    run = begin_attempt(folder)
+    saving_folder(folder, save.step, run.attempt).mkdir()
+    save.commit(folder, {"a": 1}, None, ARRAYS, run)
 
 
 def test_a_save_that_is_done_has_no_error(tmp_path, leaving, sealed):
