@@ -11,9 +11,14 @@ if _FLAG not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}=8".strip()
 os.environ.setdefault("WANDB_MODE", "offline")
 
-# A shell lets what it starts by "&" ignore an interrupt, and so would all that the tests start.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A shell lets what it starts by "&" ignore an interrupt, and nohup the end of a terminal; so would
+# all that the tests start.
+for _number, _handler in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _handler)
 
 # One cache of compiled programs for all workers and child processes of a run, new for each run:
 # most of the time goes into compiling, and many tests compile the same steps.

@@ -260,3 +260,12 @@ def generate(batches: Sequence[Batch], read: list[int] | None = None) -> Iterato
 def prefetch_threads() -> list[threading.Thread]:
     """Returns the threads that read loaders."""
     return [thread for thread in threading.enumerate() if thread.name.startswith("prefetch-")]
+
+
+def all_rows(folder: Path) -> list[dict[str, Any]]:
+    """Returns every logged row in its order, without what measures time."""
+    rows = xt.read_metrics(folder)
+    for row in rows:
+        row["metrics"] = {k: v for k, v in row["metrics"].items() if not k.endswith("time_s")}
+        del row["time"]
+    return rows

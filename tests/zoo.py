@@ -1,6 +1,5 @@
 """Small models, trainers and data that several tests share, and what is measured of a run."""
 
-import resource
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ import numpy as np
 import optax
 
 import xtrainer as xt
+from xtrainer.testing.faults import full_disk as full_disk  # tests of every room use it
 
 
 class MLP(nn.Module):
@@ -182,14 +182,3 @@ def files_in(folder: Path) -> dict[str, tuple[int, int, bytes]]:
         )
         for path in sorted(folder.rglob("*"))
     }
-
-
-@contextmanager
-def full_disk(limit: int = 2**14) -> Iterator[None]:
-    """No file may grow beyond ``limit`` bytes, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

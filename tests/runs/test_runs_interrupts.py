@@ -74,21 +74,12 @@ def train(
     return trainer
 
 
-def all_rows(folder: Path) -> list[Any]:
-    """Returns every row in its order, without what measures time."""
-    rows = xt.read_metrics(folder)
-    for row in rows:
-        row["metrics"] = {k: v for k, v in row["metrics"].items() if not k.endswith("time_s")}
-        del row["time"]
-    return rows
-
-
 @pytest.fixture(scope="module")
 def whole(stage: probes.Repeatable, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """What an undisturbed run has learned, logged and returned."""
     folder = tmp_path_factory.mktemp("whole")
     trainer = train(stage, folder)
-    return probes.learned(trainer), all_rows(folder), trainer.results["test"]
+    return probes.learned(trainer), probes.all_rows(folder), trainer.results["test"]
 
 
 def assert_goes_on(stage: probes.Repeatable, folder: Path, whole: Any, lost: int = 0) -> None:
@@ -99,7 +90,7 @@ def assert_goes_on(stage: probes.Repeatable, folder: Path, whole: Any, lost: int
     trainer = train(stage, folder, note)
     assert starts == [before]
     probes.assert_same_course(probes.learned(trainer), whole[0])
-    assert all_rows(folder) == whole[1]
+    assert probes.all_rows(folder) == whole[1]
     assert trainer.results["test"] == whole[2]
     assert trainer.stop_reason is not None and trainer.stop_reason.completed
     assert exits.watch_exit().of_run == 0
@@ -156,7 +147,7 @@ def test_a_run_that_is_ended_again_and_again_gets_to_its_end(
         steps.append(trainer.global_step)
     assert len(steps) > 5 and steps == sorted(steps)
     probes.assert_same_course(probes.learned(trainer), whole[0])
-    assert all_rows(tmp_path) == whole[1]
+    assert probes.all_rows(tmp_path) == whole[1]
 
 
 def test_it_is_saved_though_nothing_else_is(stage: probes.Repeatable, tmp_path: Path) -> None:
@@ -304,4 +295,4 @@ def test_a_validation_at_the_end_of_an_epoch_keeps_its_place(
     assert ended.stop_reason is not None
     trainer = run(tmp_path / "ended")
     probes.assert_same_course(probes.learned(trainer), end)
-    assert all_rows(tmp_path / "ended") == all_rows(tmp_path / "whole")
+    assert probes.all_rows(tmp_path / "ended") == probes.all_rows(tmp_path / "whole")

@@ -58,15 +58,6 @@ def train(
     return trainer
 
 
-def all_rows(folder: Path) -> list[Any]:
-    """Returns every row in its order, without what measures time."""
-    rows = xt.read_metrics(folder)
-    for row in rows:
-        row["metrics"] = {k: v for k, v in row["metrics"].items() if not k.endswith("time_s")}
-        del row["time"]
-    return rows
-
-
 @pytest.mark.parametrize("every", [1, 4, 50])
 @pytest.mark.parametrize("failures", [(4,), (5,), (8, 7, 10), (10, 10, 10), (2, 3, 6, 9, 11)])
 def test_rows_and_state_are_those_of_an_unbroken_run(
@@ -78,7 +69,7 @@ def test_rows_and_state_are_those_of_an_unbroken_run(
             train(stage, tmp_path / "broken", fail_at(step), every=every)
     trainer = train(stage, tmp_path / "broken", every=every)
     probes.assert_same_course(probes.learned(trainer), end)
-    assert all_rows(tmp_path / "broken") == all_rows(tmp_path / "whole")
+    assert probes.all_rows(tmp_path / "broken") == probes.all_rows(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("every", [1, 4, 50])
@@ -91,7 +82,7 @@ def test_rows_and_state_are_the_same_where_each_failure_was_saved(
             train(stage, tmp_path / "broken", fail_at(step), every=every, saves=True)
     trainer = train(stage, tmp_path / "broken", every=every, saves=True)
     probes.assert_same_course(probes.learned(trainer), end)
-    assert all_rows(tmp_path / "broken") == all_rows(tmp_path / "whole")
+    assert probes.all_rows(tmp_path / "broken") == probes.all_rows(tmp_path / "whole")
 
 
 def test_rows_that_were_left_are_kept_in_a_file_of_their_own(
@@ -135,10 +126,10 @@ def test_a_step_is_gone_on_from(
     stage: probes.Repeatable, tmp_path: Path, resume: int | str
 ) -> None:
     end = probes.learned(train(stage, tmp_path))
-    rows = all_rows(tmp_path)
+    rows = probes.all_rows(tmp_path)
     trainer = train(stage, tmp_path, resume=resume)
     probes.assert_same_course(probes.learned(trainer), end)
-    assert all_rows(tmp_path) == rows
+    assert probes.all_rows(tmp_path) == rows
     assert list_steps(tmp_path / "checkpoints") == [3, 6, 9, 11]
 
 
@@ -171,10 +162,10 @@ def test_anything_else_is_refused(stage: probes.Repeatable, tmp_path: Path, resu
 
 def test_a_finished_run_has_nothing_to_do(stage: probes.Repeatable, tmp_path: Path) -> None:
     train(stage, tmp_path)
-    rows = all_rows(tmp_path)
+    rows = probes.all_rows(tmp_path)
     trainer = train(stage, tmp_path)
     assert trainer.stop_reason is StopReason.NOTHING_TO_DO
-    assert all_rows(tmp_path) == rows
+    assert probes.all_rows(tmp_path) == rows
 
 
 def damage(folder: Path, *steps: int) -> None:
@@ -194,7 +185,7 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(
     damage(tmp_path / "broken", 9)
     trainer = train(stage, tmp_path / "broken")
     probes.assert_same_course(probes.learned(trainer), end)
-    assert all_rows(tmp_path / "broken") == all_rows(tmp_path / "whole")
+    assert probes.all_rows(tmp_path / "broken") == probes.all_rows(tmp_path / "whole")
     assert (tmp_path / "broken" / "checkpoints" / "corrupt-9").is_dir()
 
 
@@ -245,7 +236,7 @@ def test_a_step_that_ends_every_start_at_once_is_gone_back_from(
         "failed with step 9 before they took a step, so this one goes on from step 6" in caplog.text
     )
     probes.assert_same_course(probes.learned(trainer), end)
-    assert all_rows(folder) == all_rows(tmp_path / "whole")
+    assert probes.all_rows(folder) == probes.all_rows(tmp_path / "whole")
     assert not (folder / "checkpoints" / "FAILED.json").exists()
 
 
@@ -289,4 +280,4 @@ def test_rows_go_on_where_a_step_that_was_not_finite_has_ended_a_run(
     assert (trainer.stop_reason, trainer.global_step) == (StopReason.NONFINITE, bad - 1)
     trainer = train(stage, tmp_path / "broken", every=every)
     probes.assert_same_course(probes.learned(trainer), end)
-    assert all_rows(tmp_path / "broken") == all_rows(tmp_path / "whole")
+    assert probes.all_rows(tmp_path / "broken") == probes.all_rows(tmp_path / "whole")

@@ -46,14 +46,6 @@ def make(folder: Path, saving: xt.ModelCheckpointConfig = SAVING, every: int = 2
     )
 
 
-def rows(folder: Path) -> list[Any]:
-    found = []
-    for row in xt.read_metrics(folder):
-        metrics = {k: v for k, v in row["metrics"].items() if not k.endswith("time_s")}
-        found.append((row["set"], row["step"], row["epoch"], metrics))
-    return found
-
-
 def train(trainer: Any, data: Any, steps: int = STEPS, **options: Any) -> Any:
     trainer.train_model(data, probes.numbered(2, first=100), num_train_steps=steps, **options)
     return trainer
@@ -62,7 +54,7 @@ def train(trainer: Any, data: Any, steps: int = STEPS, **options: Any) -> Any:
 def assert_equal_runs(first: Any, second: Any, first_folder: Path, second_folder: Path) -> None:
     """Fails unless states are equal bit for bit, and rows, and how far both runs are."""
     zoo.assert_same(first.state, second.state)
-    assert rows(first_folder) == rows(second_folder)
+    assert probes.all_rows(first_folder) == probes.all_rows(second_folder)
     own, other = first.progress.to_json(), second.progress.to_json()
     assert {**own, "rollbacks": []} == {**other, "rollbacks": []}
 

@@ -97,7 +97,7 @@ def disk_full(fault: Fault, note: Note) -> None:
             save(self, *args, **kwargs)
             return
         note()
-        with full_disk():
+        with full_disk(2**10):  # below the smallest of its files
             save(self, *args, **kwargs)
 
     CheckpointManager.save = met  # type: ignore[method-assign]
@@ -157,7 +157,7 @@ def flip_bits(step_folder: Path, seed: int, count: int = 3) -> Path:
 
 
 @contextlib.contextmanager
-def full_disk(limit: int = 2**10) -> Iterator[None]:
+def full_disk(limit: int = 2**14) -> Iterator[None]:
     """No file of this process may grow beyond ``limit`` bytes meanwhile, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
