@@ -34,21 +34,24 @@ class BatchGradient(flax.struct.PyTreeNode):
     terms: LossTerms
 
 
-def make_gradient_fn(
+def make_micro_gradient_fn(
     loss_function: LossFunction, apply_fn: ApplyFn, settings: StepSettings
-) -> Callable[[PyTree, Any, BatchLike, jax.Array, PRNGKey], BatchGradient]:
-    """Returns ``gradient(params, mutable, batch, row_mask, rng)``.
+) -> tuple[Callable[..., Any], Callable[..., BatchGradient]]:
+    """Returns ``loss_sum(trained, frozen, mutable, batch, row_mask, rng)`` and its gradient.
+
+    The gradient takes ``((trained, frozen), mutable, batch, row_mask, rng)``, see
+    :func:`divide_frozen`, and is that of the sum: it is not divided by the weight.
 
     Args:
         loss_function: The user's loss.
         apply_fn: The model's ``apply``.
-        settings: Micro-batches, precision, layout.
+        settings: Precision, layout.
     """
 
     def loss_sum(
         trained: PyTree, frozen: PyTree, mutable: Any, batch: Any, mask: jax.Array, rng: PRNGKey
     ) -> tuple[jax.Array, LossTerms]:
-        params = _join(trained, frozen)
+        params = join_frozen(trained, frozen)
         terms = evaluate_loss(
             loss_function, apply_fn, settings, params, mutable, batch, mask, rng, train=True
         )
@@ -62,15 +65,31 @@ def make_gradient_fn(
         grads, terms = differentiate(trained, frozen, mutable, batch, mask, rng)
         grads = cast_floating(grads, "float32")
         if settings.param_shardings is not None:
-            shardings, _ = _divide(settings.param_shardings, settings.freeze)
+            shardings, _ = divide_frozen(settings.param_shardings, settings.freeze)
             grads = jax.lax.with_sharding_constraint(grads, shardings)
         return BatchGradient(grads, terms)
+
+    return loss_sum, micro
+
+
+def make_gradient_fn(
+    loss_function: LossFunction, apply_fn: ApplyFn, settings: StepSettings
+) -> Callable[[PyTree, Any, BatchLike, jax.Array, PRNGKey], BatchGradient]:
+    """Returns ``gradient(params, mutable, batch, row_mask, rng)``.
+
+    Args:
+        loss_function: The user's loss.
+        apply_fn: The model's ``apply``.
+        settings: Micro-batches, precision, layout.
+    """
+
+    loss_sum, micro = make_micro_gradient_fn(loss_function, apply_fn, settings)
 
     def gradient(
         params: PyTree, mutable: Any, batch: BatchLike, mask: jax.Array, rng: PRNGKey
     ) -> BatchGradient:
         params = cast_floating(params, settings.precision.compute_dtype)
-        params = trained, frozen = _divide(params, settings.freeze)
+        params = trained, frozen = divide_frozen(params, settings.freeze)
         count = settings.accumulate_steps
         if count == 1:
             total = micro(params, mutable, batch, mask, jax.random.fold_in(rng, 0))
@@ -86,7 +105,7 @@ def make_gradient_fn(
         scale = jnp.where(weight == 0, 0.0, 1.0 / jnp.where(weight == 0, 1.0, weight))
         grads = jax.tree.map(lambda g: g * scale, total.grads)
         zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), frozen)
-        return total.replace(grads=_join(grads, zeros))
+        return total.replace(grads=join_frozen(grads, zeros))
 
     return gradient
 
@@ -116,8 +135,8 @@ def split_rows(tree: PyTree, count: int, layout: BatchLayout | None) -> PyTree:
     return jax.tree.map(split, tree)
 
 
-def _divide(tree: PyTree, freeze: tuple[str, ...]) -> tuple[PyTree, PyTree]:
-    # Two trees of the whole structure, each with None where the other has a leaf.
+def divide_frozen(tree: PyTree, freeze: tuple[str, ...]) -> tuple[PyTree, PyTree]:
+    """Returns the trained and the frozen leaves, each with None where the other has a leaf."""
     frozen = path_mask(freeze, None)(tree)
     return (
         jax.tree.map(lambda still, x: None if still else x, frozen, tree),
@@ -125,7 +144,8 @@ def _divide(tree: PyTree, freeze: tuple[str, ...]) -> tuple[PyTree, PyTree]:
     )
 
 
-def _join(first: PyTree, second: PyTree) -> PyTree:
+def join_frozen(first: PyTree, second: PyTree) -> PyTree:
+    """Returns the tree that :func:`divide_frozen` has divided."""
     is_leaf = lambda x: x is None  # noqa: E731
     return jax.tree.map(lambda x, y: y if x is None else x, first, second, is_leaf=is_leaf)
 
