@@ -33,6 +33,9 @@ collect_ignore_glob = ["*conftest.py"]
 
 
 def pytest_unconfigure() -> None:
-    """Removes the cache of the run."""
+    """Removes the cache of the run, and forgets how runs inside this process have ended."""
+    from xtrainer.launch.exits import note_end_of_run
+
+    note_end_of_run(0)
     if _CACHE is not None:
         shutil.rmtree(_CACHE, ignore_errors=True)

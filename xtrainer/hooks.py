@@ -50,6 +50,10 @@ class Hooks:
     def on_test_epoch_end(self, test_metrics: HostMetrics, epoch_idx: int) -> None:
         """Called after a test with its metrics."""
 
+    def on_rollback(self, step_idx: int) -> None:
+        """Called after a run has gone back to the checkpoint of a step, see
+        ``TrainerConfig.nonfinite_policy``; state, progress and loaders are those of that step."""
+
     def on_exception(self, error: BaseException) -> None:
         """Called once when training ends by an error, before anything is closed."""
 

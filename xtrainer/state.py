@@ -94,6 +94,34 @@ class TrainState(flax.struct.PyTreeNode):
         )
 
 
+@dataclass(frozen=True)
+class Rollback:
+    """A return of a run to an earlier checkpoint.
+
+    Attributes:
+        from_step: The last of the steps that were forgotten for it.
+        to_step: That of the checkpoint.
+        reason: What had happened.
+        skipped: Batches that the run does not see again: for each the pass of the loader, from 0,
+            and its number in the pass, from 1.
+    """
+
+    from_step: int
+    to_step: int
+    reason: str
+    skipped: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def from_json(cls, data: Any) -> "Rollback":
+        """Returns what ``asdict`` gave.
+
+        Raises:
+            TypeError, KeyError, ValueError: If it is something else.
+        """
+        skipped = tuple((int(index), int(batch)) for index, batch in data["skipped"])
+        return cls(int(data["from_step"]), int(data["to_step"]), str(data["reason"]), skipped)
+
+
 @dataclass
 class Progress:
     """How far a run is; plain numbers on the host, saved with every checkpoint.
@@ -107,6 +135,7 @@ class Progress:
         skipped: Steps that the guard refused.
         validations: Finished validations.
         best: For each monitored metric its best ``value`` with ``step`` and ``epoch``.
+        rollbacks: Returns to earlier checkpoints, see ``TrainerConfig.nonfinite_policy``.
     """
 
     step: int = 0
@@ -117,6 +146,12 @@ class Progress:
     skipped: int = 0
     validations: int = 0
     best: dict[str, dict[str, float]] = field(default_factory=dict)
+    rollbacks: list[Rollback] = field(default_factory=list)
+
+    @property
+    def skipped_batches(self) -> frozenset[tuple[int, int]]:
+        """Batches that the run leaves out: the pass, from 0, and the number in it, from 1."""
+        return frozenset(batch for rollback in self.rollbacks for batch in rollback.skipped)
 
     @property
     def epoch(self) -> int:
@@ -125,7 +160,11 @@ class Progress:
 
     def to_json(self) -> dict[str, JSON]:
         """Returns the numbers as JSON."""
-        return asdict(self)
+        rollbacks = [
+            {**asdict(one), "skipped": [list(batch) for batch in one.skipped]}
+            for one in self.rollbacks
+        ]
+        return {**asdict(self), "rollbacks": rollbacks}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Progress":
@@ -134,7 +173,7 @@ class Progress:
         Raises:
             CheckpointError: If a number is missing, negative or not a whole number.
         """
-        numbers = [f.name for f in fields(cls) if f.name != "best"]
+        numbers = [f.name for f in fields(cls) if f.name not in ("best", "rollbacks")]
         wrong = {
             name: data.get(name)
             for name in numbers
@@ -149,4 +188,11 @@ class Progress:
                 "use another."
             )
         best = {str(name): dict(entry) for name, entry in data["best"].items()}
-        return cls(**{name: data[name] for name in numbers}, best=best)
+        try:  # checkpoints of earlier versions have none
+            rollbacks = [Rollback.from_json(one) for one in data.get("rollbacks", [])]
+        except (TypeError, KeyError, ValueError) as error:
+            raise CheckpointError(
+                f"The progress in the checkpoint has the rollbacks {data['rollbacks']!r}, expected "
+                "a list of steps and batches. The checkpoint is damaged; use another."
+            ) from error
+        return cls(**{name: data[name] for name in numbers}, best=best, rollbacks=rollbacks)

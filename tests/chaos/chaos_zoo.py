@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from job import Job
 
@@ -112,6 +112,9 @@ class Campaign:
         seed: Of the order of what is drawn; it is part of the report.
     """
 
+    cut: ClassVar[tuple[int, ...]] = (KILLED,)
+    """What a start ends with that was cut short, as planned."""
+
     def __init__(self, folder: Path, job: Job, seed: int = 0) -> None:
         self.folder, self.job = folder, job
         self.draw = random.Random(seed)
@@ -128,7 +131,7 @@ class Campaign:
         while waiting:
             plan, tries = waiting.pop(0)
             code, pid = self.start(folder, plan)
-            if code == KILLED:
+            if code in self.cut:
                 begun.append(Death(plan, pid, time.time()))
                 continue
             self._ended(folder, begun, code)
@@ -167,8 +170,8 @@ class Campaign:
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log,
             )  # fmt: skip
             try:
-                if kind == "time" and process.stdout is not None:
-                    process.stdout.readline()  # says that training begins
+                if kind == "time":
+                    wait_for_training(process)
                 if timed:
                     time.sleep(float(delay))
                     process.kill()
@@ -196,11 +199,18 @@ class Campaign:
         before = len(journal(folder))
         code, _ = self.start(folder, "")
         said = [line["what"] for line in journal(folder)[before:]]
-        if code != 0 or said != ["start", "training", "end"]:
+        if code != 0 or said != ["start", "training", "trained", "end"]:
             self.report.problems.append(f"a start after the end: {code}, {said}\n{tail(folder)}")
             return
         texts = differences(self.reference, record_of(folder))
         self.report.problems += [f"after a start without a step: {text}" for text in texts]
+
+
+def wait_for_training(process: "subprocess.Popen[str]") -> None:
+    """Waits until a job has said that training begins; other lines may come before."""
+    if process.stdout is not None:
+        while process.stdout.readline() not in ("training\n", ""):
+            pass
 
 
 def environ(plan: str, devices: int, folder: Path) -> dict[str, str]:
@@ -278,7 +288,7 @@ def lost_work(
     found, problems = [], []
     for index, (plan, pid, at) in enumerate(kills):
         for line in (line for line in lines if line["pid"] == pid):
-            last = line["step"] if line["what"] in ("step", "training") else last
+            last = line["step"] if line["what"] in ("step", "training", "trained") else last
             begun = line["step"] if line["what"] == "begun" else begun
             written = begun if line["what"] == "record" else written
             committed = begun if line["what"] == "committed" else committed

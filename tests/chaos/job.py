@@ -2,7 +2,8 @@
 
 Arguments: the folder, and settings of :class:`Job` as JSON. The variable ``CHAOS`` of its
 environment may hold the fault of this start, for example ``record:3``: it kills itself when the
-moment ``record`` of a save is reached for the third time.
+moment ``record`` of a save is reached for the third time; with ``SIGTERM@record:3`` it sends itself
+that signal instead.
 """
 
 import csv
@@ -87,10 +88,12 @@ class Journal:
 
 
 class Faults:
-    """Kills this process when the moment that ``CHAOS`` names has come as often as it says."""
+    """Sends a signal when the moment that ``CHAOS`` names has come as often as it says."""
 
     def __init__(self, journal: Journal, plan: str) -> None:
         self.journal = journal
+        name, _, plan = plan.rpartition("@")
+        self.number = signal.Signals[name or "SIGKILL"]
         self.moment, _, count = plan.partition(":")
         self.count = int(count or 1)
         self.seen: Counter[str] = Counter()
@@ -101,7 +104,7 @@ class Faults:
         self.seen[moment] += 1
         if moment == self.moment and self.seen[moment] == self.count:
             self.journal.note("kill", self.step())
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), self.number)
 
 
 class Watching(xt.Callback):
@@ -249,8 +252,8 @@ def watch_rows(faults: Faults) -> None:
     file.retire_rows = watched
 
 
-def train(folder: Path, job: Job, journal: Journal, faults: Faults) -> dict[str, Any]:
-    """Trains to the end, from wherever the folder stands; returns the record."""
+def train(folder: Path, job: Job, journal: Journal, faults: Faults) -> dict[str, Any] | None:
+    """Trains from wherever the folder stands; returns the record, None before the end."""
     trainer = make_trainer(folder, job)
     faults.step = lambda: trainer.progress.step
     trainer.callbacks.insert(0, Watching(trainer, faults, "", job.pause_s))
@@ -264,7 +267,8 @@ def train(folder: Path, job: Job, journal: Journal, faults: Faults) -> dict[str,
     watch_rows(faults)
     val = xt.ArrayLoader({**probes.one(1, 20), "ids": np.arange(20, dtype=np.float32)}, BATCH)
     trainer.train_model(make_loader(job), val, num_train_steps=job.steps)
-    return record_of(trainer, folder)
+    journal.note("trained", trainer.global_step)
+    return record_of(trainer, folder) if trainer.stop_reason.completed else None
 
 
 def main() -> None:
@@ -276,6 +280,8 @@ def main() -> None:
     journal.note("start")
     mutants.apply()
     record = train(folder, job, journal, Faults(journal, os.environ.get("CHAOS", "")))
+    if record is None:
+        return
     if process_index() == 0:
         part = folder / "record.json.part"
         part.write_text(json.dumps({**record, "processes": process_count()}), encoding="utf-8")

@@ -31,8 +31,8 @@ class PairCampaign(chaos_zoo.Campaign):
         with self._both(folder, faults) as members:
             if plan:
                 first = members[int(who)]
-                if kind == "time" and first.stdout is not None:
-                    first.stdout.readline()  # says that training begins
+                if kind == "time":
+                    chaos_zoo.wait_for_training(first)
                 if timed:
                     time.sleep(float(delay))
                     first.kill()

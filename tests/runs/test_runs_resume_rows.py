@@ -252,3 +252,19 @@ def test_other_numerics_are_told(
     monkeypatch.setattr(saving, "numerics", lambda: {**before, "jax_enable_x64": True})
     train(stage, tmp_path)
     assert "jax_enable_x64: False then, True now" in caplog.text
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 5, 50])
+@pytest.mark.parametrize("bad", [1, 3, 5])  # no save is due at the step before
+def test_rows_go_on_where_a_step_that_was_not_finite_has_ended_a_run(
+    stage: probes.Repeatable, tmp_path: Path, bad: int, every: int
+) -> None:
+    end = probes.learned(train(stage, tmp_path / "whole", every=every))
+    options = {"check_val_every_n_steps": 2, "max_steps_in_flight": 4}
+    trainer = stage.begin(SAVING, folder=tmp_path / "broken", every=every, **options)
+    data = [*probes.numbered(4, bad=(bad,)), probes.one(5, rows=2, bad=(bad,))]
+    trainer.train_model(data, probes.numbered(2, first=100), num_train_steps=STEPS)
+    assert (trainer.stop_reason, trainer.global_step) == (StopReason.NONFINITE, bad - 1)
+    trainer = train(stage, tmp_path / "broken", every=every)
+    probes.assert_same_course(probes.learned(trainer), end)
+    assert all_rows(tmp_path / "broken") == all_rows(tmp_path / "whole")

@@ -126,6 +126,25 @@ class ModelCheckpoint(Callback):
         if self.config.save_on_start and self._saved_step != step:
             self._save(None, step)
 
+    def save_start(self) -> None:
+        """Saves where training starts, unless that is saved; returns when it is written."""
+        if self._saved_step != self.trainer.progress.step:
+            self._save(None, self.trainer.progress.step)
+        self._open().wait()
+
+    def finish_save(self) -> None:
+        """Waits for the save under way, if there is one.
+
+        Raises:
+            CheckpointError: If it has failed.
+        """
+        self._open().wait()
+
+    def on_rollback(self, step_idx: int) -> None:
+        """Sets later steps aside: they belong to the course that was left."""
+        self._open().supersede_after(step_idx)
+        self._saved_step, self._wanted = step_idx, None
+
     def on_validation_epoch_end(
         self, eval_metrics: HostMetrics, epoch_idx: int, step_idx: int
     ) -> None:
@@ -184,12 +203,14 @@ class ModelCheckpoint(Callback):
         return (hook.startswith("on_validation") and within_epoch) or super().is_due(hook, args)
 
     def on_training_end(self) -> None:
-        """Saves the last step.
+        """Saves the last step, in any case where a signal has ended the run.
 
         Raises:
             CheckpointError: If a save has failed, this one or one before it.
         """
-        if self.config.save_last and self.trainer.progress.step > 0:
+        reason = self.trainer.stop_reason
+        cut_short = reason is not None and reason.was_asked_from_outside
+        if (self.config.save_last or cut_short) and self.trainer.progress.step > 0:
             self._save(None, self.trainer.progress.step)
         self._open().wait()
 

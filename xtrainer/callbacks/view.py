@@ -49,6 +49,16 @@ class CallbackTrainer(Protocol):
         """Ends the run after this step."""
         ...
 
+    @property
+    def should_stop(self) -> bool:
+        """Whether the run is about to end; what takes long may look, and cut it short."""
+        ...
+
+    @property
+    def stop_reason(self) -> Any:
+        """Why the run ends, a ``StopReason``; None while it goes on."""
+        ...
+
     def learning_rate(self, step: int, skipped: int | None = None) -> float | None:
         """Returns the learning rate that the update of a step used; None: not known."""
         ...

@@ -10,6 +10,7 @@ Synopsis:
     saved = source.position.to_json()              # of the batch in use, not of those read ahead
 """
 
+from xtrainer.data.ahead import prefetch
 from xtrainer.data.arrays import ArrayLoader
 from xtrainer.data.batch import (
     Batch,
@@ -26,7 +27,7 @@ from xtrainer.data.loader import LoaderSource
 from xtrainer.data.ownership import own
 from xtrainer.data.padding import pad_rows, row_mask
 from xtrainer.data.position import LoaderPosition
-from xtrainer.data.prefetch import Prefetcher, prefetch
+from xtrainer.data.prefetch import Prefetcher
 from xtrainer.data.shard import shard_rows
 
 __all__ = [

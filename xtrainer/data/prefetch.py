@@ -5,9 +5,8 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any
 
 import jax
 
@@ -51,6 +50,9 @@ class Prefetcher:
 
     Attributes:
         waited_s: Seconds for which ``next`` has waited for the thread.
+        breaks_off: Asked while ``next`` waits; where it says True, the batches end there.
+        was_broken_off: Whether they have.
+        skips: Asked with the position behind each batch; where it says True, the batch is left out.
 
     Raises:
         LoaderError: If ``size`` or ``limit`` is out of range.
@@ -77,6 +79,9 @@ class Prefetcher:
                 "size >= 1 and limit >= 0, or None."
             )
         self.waited_s = 0.0
+        self.breaks_off: Callable[[], bool] = lambda: False
+        self.was_broken_off = False
+        self.skips: Callable[[LoaderPosition], bool] = lambda position: False
         self._source = source
         self._prepare = prepare
         self._size = size
@@ -131,6 +136,8 @@ class Prefetcher:
         if entry is not None:
             self._source.commit(entry[2])
             return entry[1:]
+        if self.was_broken_off:
+            raise StopIteration
         self._give_back()
         if self._error is not None:
             raise self._error
@@ -163,6 +170,8 @@ class Prefetcher:
             self._give_back()  # what was read without one, and looked at only
             return
         self._room.put(1)  # it may be waiting
+        if self.breaks_off():
+            timeout_s = _POLL_S
         thread.join(timeout_s)
         with self._end:
             if not thread.is_alive() or self._done:
@@ -204,6 +213,8 @@ class Prefetcher:
         if entry is None and self._source.is_quick and self._handed_over:
             self._take_over()
             return self._get()
+        if entry is None and self.was_broken_off:
+            return None
         self._done = entry is None
         self._taken += 1
         if self._taken >= self._burst:
@@ -246,6 +257,8 @@ class Prefetcher:
         start, position = time.perf_counter(), None
         try:
             batch, position = self._source.pull(self)
+            while self.skips(position):
+                batch, position = self._source.pull(self)
             self._count += 1
             entry = (batch, self._prepare(batch), position)
         except BaseException as error:
@@ -268,7 +281,9 @@ class Prefetcher:
             try:
                 entry = self._ready.get(timeout=_POLL_S)
             except queue.Empty:
-                continue
+                if not self.breaks_off():
+                    continue
+                entry, self.was_broken_off = None, True
             self.waited_s += time.perf_counter() - start
             return entry
 
@@ -295,6 +310,8 @@ class Prefetcher:
                 return
             start = time.perf_counter() if self._may_inline else 0.0
             batch, position = self._source.pull(self._thread)
+            if self.skips(position):
+                continue
             self._count += 1
             room -= 1
             self._add(batch, position)
@@ -353,36 +370,3 @@ class Prefetcher:
 
 def _num_bytes(batch: BatchLike) -> int:
     return sum(getattr(leaf, "nbytes", 0) for leaf in jax.tree.leaves(batch))
-
-
-def prefetch(
-    loader: Iterable[BatchLike] | LoaderSource,
-    prepare: Callable[[BatchLike], Any] | None = None,
-    size: int = 2,
-) -> Iterator[PyTree]:
-    """Returns the batches of one pass over a loader, prepared ahead by a thread.
-
-    The thread ends with the generator. Up to ``size`` batches have been taken from an iterator
-    that is not read to its end; pass a ``LoaderSource`` to read on with those.
-
-    Args:
-        loader: Any iterable of batches. Buffers that it fills again are copied first.
-        prepare: What is done with each host batch, ``jax.device_put`` if None.
-        size: How many batches are prepared ahead.
-
-    Raises:
-        LoaderError: If the loader is not iterable, or ``size`` is not positive.
-
-    Example:
-        >>> import numpy as np
-        >>> [float(batch.sum()) for batch in prefetch([np.ones(2), np.ones(3)])]
-        [2.0, 3.0]
-    """
-    source = loader if isinstance(loader, LoaderSource) else LoaderSource(loader, "prefetch")
-    return _batches(Prefetcher(source, prepare or jax.device_put, size))
-
-
-def _batches(prefetcher: Prefetcher) -> Iterator[PyTree]:
-    with prefetcher:
-        for placed, _ in prefetcher:
-            yield placed

@@ -12,7 +12,7 @@ import jax
 from xtrainer.errors import ConfigError
 from xtrainer.launch.cluster import ClusterInfo, detect_cluster
 from xtrainer.launch.exchange import num_processes, runtime_process
-from xtrainer.launch.exits import watch_exit
+from xtrainer.launch.exits import is_program_of_runs
 from xtrainer.launch.peers import watch
 
 _LOG = logging.getLogger(__name__)
@@ -57,8 +57,8 @@ def initialize(
     Without arguments the launcher is found in the environment (SLURM, Open MPI, a TPU pod or a
     Kubernetes Job with more than one process, or ``JAX_COORDINATOR_ADDRESS``), and logged; where
     there is none, this process is the whole run and nothing is started. A second call gives what
-    is running and starts nothing. An error that nobody catches ends the program with its own exit
-    code: 5 where no checkpoint is usable, 4 where none could be written.
+    is running and starts nothing. The program ends with the exit code of what has ended it: see
+    ``xtrainer.launch.exits``.
 
     Args:
         coordinator_address: ``host:port`` of process 0. A loopback host is bound on loopback only.
@@ -83,7 +83,7 @@ def initialize(
     wrong = _argument_problems(coordinator_address, num_processes, process_id)
     if wrong := [*wrong, *_device_problems(platform, device_ids)]:
         raise ConfigError(wrong)
-    watch_exit()
+    is_program_of_runs()
     if jax.distributed.is_initialized():
         watch(failure_grace_s)
         return _running(num_processes, process_id)

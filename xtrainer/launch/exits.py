@@ -1,7 +1,9 @@
 """With which code does a program end? With that of the error that nobody has caught.
 
-Python ends with 1 after any error. Whoever starts a run again by a script wants to know more:
-whether there is no checkpoint to go on from (5), whether none could be written (4).
+Python ends with 1 after any error, and with 0 where there was none. Whoever starts a run again by
+a script wants to know more: whether there is no checkpoint to go on from (5), whether none could
+be written (4), whether the run hangs (124), has met only steps that are not finite (3), or was
+asked to end and has saved (130 after Ctrl-C, else 143). 0 is for work that is done.
 """
 
 import atexit
@@ -10,16 +12,22 @@ import functools
 import logging
 import os
 import sys
-from typing import Any
+import threading
+from typing import Any, NoReturn
 
 ERROR_CODE = 1
+_FLUSH_S = 1.0
+_SIGNALS = 128
+"""Codes from here on say that a signal has ended the program."""
 
 
 class _Exit:
     """What is known of the end of this program."""
 
     def __init__(self) -> None:
-        self.code: int | None = None
+        self.code: int | None = None  # of the error that nobody has caught
+        self.of_run = 0  # of the newest run
+        self.is_program = False  # whether the whole program is there for its runs
         previous = sys.excepthook
 
         def hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
@@ -31,13 +39,11 @@ class _Exit:
 
     def leave(self) -> None:
         """Ends the program now, where its code is another one than Python's."""
-        if self.code in (None, ERROR_CODE):
-            return
-        logging.shutdown()
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(Exception):
-                stream.flush()
-        os._exit(self.code)
+        code = self.code
+        if code is None:
+            code = self.of_run if self.is_program or self.of_run >= _SIGNALS else 0
+        if code not in (0, ERROR_CODE):
+            leave_now(code)
 
 
 @functools.cache
@@ -46,7 +52,43 @@ def watch_exit() -> _Exit:
     return _Exit()
 
 
+def is_program_of_runs() -> None:
+    """Says that this program is there for its runs, so that their codes are its own."""
+    watch_exit().is_program = True
+
+
 def exit_code() -> int:
     """Returns the code of the error that nobody has caught, by default 1."""
     code = watch_exit().code
     return ERROR_CODE if code is None else code
+
+
+def note_end_of_run(code: int) -> None:
+    """Lets this program end with a code where it ends without an error; the newest run counts.
+
+    After a signal in any case, else where the program has called ``initialize()``: a test or a
+    notebook does not fail because one of its runs has met NaN.
+
+    Args:
+        code: 0 where the work of the run is done.
+    """
+    watch_exit().of_run = code
+
+
+def leave_now(code: int) -> NoReturn:
+    """Ends this process without waiting for anything, after a moment for what is buffered."""
+
+    def flush() -> None:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):
+                stream.flush()
+        logging.shutdown()
+
+    # Whoever holds a lock of these may be what hangs.
+    thread = threading.Thread(target=flush, daemon=True)
+    try:
+        thread.start()
+        thread.join(_FLUSH_S)
+    except RuntimeError:  # Python's end has begun: no thread starts any more
+        flush()
+    os._exit(code)

@@ -10,8 +10,9 @@ from xtrainer.loop.evaluate import evaluate_loader, run_evaluation
 from xtrainer.loop.feed import no_batch
 from xtrainer.loop.ledger import Ledger
 from xtrainer.loop.plan import Plan, make_plan
+from xtrainer.loop.setback import Setback
 from xtrainer.loop.stop import StopReason
-from xtrainer.loop.together import agree_on_first_batch
+from xtrainer.loop.together import agree_on_end, agree_on_first_batch
 from xtrainer.loop.train import Loaders, run_training
 from xtrainer.loop.view import LoopTrainer, OpenRows, RowKeeper, StepHook
 
@@ -23,8 +24,10 @@ __all__ = [
     "OpenRows",
     "Plan",
     "RowKeeper",
+    "Setback",
     "StepHook",
     "StopReason",
+    "agree_on_end",
     "agree_on_first_batch",
     "evaluate_loader",
     "every",

@@ -9,6 +9,7 @@ import jax
 
 from xtrainer.data import LoaderSource, Prefetcher
 from xtrainer.errors import LoaderError
+from xtrainer.launch.interrupts import BrokenOff
 from xtrainer.loop.together import (
     Together,
     agree_on_first_batch,
@@ -17,7 +18,7 @@ from xtrainer.loop.together import (
 )
 from xtrainer.loop.view import LoopTrainer, Preparer
 from xtrainer.metrics import DeviceMetrics, HostWindow, finish
-from xtrainer.step import FAIL, LAST, EvalExecutor, PlacedBatch, whole
+from xtrainer.step import FAIL, LAST, STOP, EvalExecutor, PlacedBatch, whole
 from xtrainer.types import HostMetrics
 
 Sources = Mapping[str | None, LoaderSource]
@@ -37,6 +38,7 @@ def run_evaluation(
 
     Raises:
         LoaderError: If a dataset is empty.
+        BrokenOff: If the program is asked to end, where the trainer lets that break off.
     """
     metrics: HostMetrics = {}
     for name, source in sources.items():
@@ -84,23 +86,39 @@ def evaluate_loader(
     ):
         bar = trainer.tracker(feed, desc=title, total=source.length, leave=False)
         for batch, last in bar:
-            bits = together.bits(stop=False, last=last) if several else 0
+            asked = trainer.interrupts.breaks_off
+            if asked and not several:
+                break
+            bits = together.bits(asked, last) if several else 0
             window, ticket = executor(state, batch, window, bits)
             waiting.append(ticket)
             batches += 1
             if len(waiting) > limit:
                 # Read equally late everywhere, so that all leave after the same batch.
-                if fetch_said(waiting.popleft(), several)[0] & FAIL:
-                    raise_evaluation_failure(together.error, source.name)
+                _leave_if_said(waiting.popleft(), together, source)
             if last and fetch_said(ticket, several)[1] & LAST:
                 break
     trainer.ledger.move("validation", "compile", executor.programs.compile_s - compiled)
+    if several:
+        for ticket in waiting:
+            _leave_if_said(ticket, together, source)
+    elif trainer.interrupts.breaks_off:
+        raise BrokenOff
     if not batches:
         raise LoaderError(
             f"The {source.name!r} loader gave no batch to evaluate. An evaluation of nothing has "
             "no mean; give it data, or pass None for no evaluation."
         )
     return whole(window)
+
+
+def _leave_if_said(ticket: jax.Array, together: Together, source: LoaderSource) -> None:
+    """Waits for a step; leaves where a process has said with it that it failed or is to end."""
+    said = fetch_said(ticket, together.several)[0]
+    if said & FAIL:
+        raise_evaluation_failure(together.error, source.name)
+    if said & STOP:
+        raise BrokenOff
 
 
 def _batches(
@@ -114,6 +132,7 @@ def _batches(
         with contextlib.closing(
             Prefetcher(source, prepare, None, may_inline=trainer.feeds_host_batches)
         ) as ahead:
+            ahead.breaks_off = lambda: trainer.interrupts.breaks_off
             if not together.several:
                 for batch, _ in ahead:
                     yield batch, False

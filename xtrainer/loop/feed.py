@@ -142,12 +142,17 @@ class Feed:
             last = False
             quick = trainer.feeds_host_batches
             ahead = Prefetcher(source, trainer.prepare_train_batch, None, limit, quick)
+            skipped = progress.skipped_batches
+            ahead.skips = lambda at, skipped=skipped: (at.pass_index, at.batches) in skipped
+            ahead.breaks_off = lambda: trainer.interrupts.asked is not None
             with contextlib.closing(ahead):
                 for batch, position in ahead:
                     last = several and self._is_last(ahead, position)
                     yield Item(batch, position, last)
                 yield None
             trainer.ledger.move("step", "data_wait", ahead.waited_s)
+            if several and ahead.was_broken_off:
+                return True  # the others hear of it with an empty batch
             if last and not self._together.all_ended(self._peek()):
                 return True
             stopped = trainer.stop_reason is not None
@@ -173,4 +178,6 @@ class Feed:
         if not self._plan.passes_end_epochs:
             return False
         length = self._source.length
+        if self._trainer.progress.skipped_batches:  # the last ones may be among them
+            return ahead.ended()
         return (length is None or position.batches >= length) and ahead.ended()

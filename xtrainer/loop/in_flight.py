@@ -45,6 +45,7 @@ class InFlight:
         examples: Rows that were trained on before.
         steps: Steps of a dispatch, at most.
         step: The step that the run stands at.
+        keep: Steps before those whose positions are kept too.
 
     Attributes:
         examples: Rows that were trained on up to the newest step that was read.
@@ -52,7 +53,13 @@ class InFlight:
     """
 
     def __init__(
-        self, limit: int, skipped: int = 0, examples: int = 0, steps: int = 1, step: int = 0
+        self,
+        limit: int,
+        skipped: int = 0,
+        examples: int = 0,
+        steps: int = 1,
+        step: int = 0,
+        keep: int = 0,
     ) -> None:
         self.examples = examples
         self.trouble = False
@@ -60,7 +67,7 @@ class InFlight:
         self._limit = limit
         self._waiting: deque[jax.Array] = deque()
         # The positions behind the newest steps, and the moment that their numbers count from.
-        self._positions: deque[LoaderPosition] = deque(maxlen=(limit + 2) * steps)
+        self._positions: deque[LoaderPosition] = deque(maxlen=(limit + 2) * steps + keep)
         self._start: Moment | None = None
         self._dispatched = 0
         self._newest = [step, skipped, 0, 0, 0, 0, 0]
@@ -72,7 +79,8 @@ class InFlight:
 
     def start(self, moment: Moment) -> None:
         """Begins at a moment at which nothing is outstanding."""
-        self._positions.clear()
+        if moment.step != self._dispatched:
+            self._positions.clear()
         self._start = moment
         self._dispatched = moment.step
 
@@ -113,6 +121,12 @@ class InFlight:
         position = self._positions[step - self._dispatched - 1]
         in_epoch = start.step_in_epoch + step - start.step
         return Moment(step, start.epochs_done, in_epoch, position)
+
+    def positions(self, first: int, last: int) -> list[LoaderPosition]:
+        """Returns the positions behind the batches of steps, of those that are kept."""
+        end = self._dispatched + 1
+        found = range(max(first, end - len(self._positions)), last + 1)
+        return [self._positions[step - end] for step in found]
 
     def _read(self) -> None:
         array = self._waiting.popleft()

@@ -110,7 +110,14 @@ class Together:
         """Returns why a run whose work is done ends: a wish with the last step counts as well."""
         if not self.several:
             return StopReason.FINISHED, ""
-        return _wished(gather(_encoded(stop), "end of the run"))
+        return agree_on_end(stop)
+
+
+def agree_on_end(stop: Wish) -> tuple[StopReason, str]:
+    """Returns why a run ends that a process wants to stop; all processes come here."""
+    if jax.process_count() == 1 and stop is not None:
+        return stop
+    return _wished(gather(_encoded(stop), "end of the run"))
 
 
 def agree_on_first_batch(

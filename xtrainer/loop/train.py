@@ -12,20 +12,19 @@ import jax
 
 from xtrainer.data import LoaderPosition, LoaderSource
 from xtrainer.launch import compilation_cache
+from xtrainer.launch.interrupts import NOTICE, BrokenOff, preemption_noticed
 from xtrainer.loop.evaluate import Sources, run_evaluation, transfer_guard
 from xtrainer.loop.feed import Feed, Item
 from xtrainer.loop.in_flight import InFlight, Moment
 from xtrainer.loop.plan import Plan
+from xtrainer.loop.rows import Pending, Results, Rows, Validated, free_transfers
+from xtrainer.loop.setback import Setback
 from xtrainer.loop.stop import StopReason
-from xtrainer.loop.together import Together
-from xtrainer.loop.view import LoopTrainer, OpenRows
-from xtrainer.loop.windows import MetricWindows, row_from_json, row_to_json
+from xtrainer.loop.together import Together, agree_on_end
+from xtrainer.loop.view import LoopTrainer
 from xtrainer.step import Flat, PlacedBatch, StepReport
-from xtrainer.types import JSON, HostMetrics
 
 _LOG = logging.getLogger(__name__)
-
-Results = dict[str, HostMetrics]
 
 
 @dataclass(frozen=True)
@@ -56,18 +55,17 @@ def run_training(trainer: LoopTrainer, loaders: Loaders, plan: Plan) -> Results:
         LoaderError: If the training loader gives no batch where one is needed.
     """
     run = _Run(trainer, loaders, plan)
-    if plan.done(trainer.progress):
-        trainer.end_run(StopReason.NOTHING_TO_DO)
     try:
+        run.begin()
         while trainer.stop_reason is None:
             run.epoch()
             if plan.done(trainer.progress):
                 trainer.end_run(*run.together.finish(trainer.stop_wanted))
-        run.close()
+        run.rows.close(run.in_flight.newest)
     except BaseException as error:
         run.give_up(error)
         raise
-    return run.results
+    return run.rows.results
 
 
 class _Run:
@@ -75,53 +73,43 @@ class _Run:
 
     def __init__(self, trainer: LoopTrainer, loaders: Loaders, plan: Plan) -> None:
         self.trainer, self.loaders, self.plan = trainer, loaders, plan
-        self.results: Results = {}
-        self.newest_row: HostMetrics = {}
         self.executor = trainer.train_executor()
         self.compile_s = self.executor.programs.compile_s
         done = trainer.progress
-        self.windows = MetricWindows(self.executor.new_window, self.log_row, done.step)
+        self.rows = Rows(trainer, self.executor)
+        self.windows = self.rows.windows
         self.together = Together()
         self.step_hooks = trainer.step_hooks()
         self.agenda = trainer.agenda(plan, loaders.train.length)
         steps = max(self.agenda.sizes, default=1)
         limit = trainer.max_steps_in_flight
-        self.in_flight = InFlight(limit, done.skipped, done.examples, steps, done.step)
+        keep = (trainer.nonfinite_limit or 0) + 3 * plan.log_every_n_steps
+        counts = (done.skipped, done.examples, steps, done.step)
+        self.in_flight = InFlight(limit, *counts, keep)
         self.feed = Feed(trainer, loaders.train, plan, self.together, self.in_flight.peek)
         self.next_event = self.agenda.next_after(done.step)
-        self.validated: tuple[int, str, HostMetrics] | None = None
-        self.resume_rows()
         self.over = False  # steps that were dispatched were not taken: nothing comes after them
         self.rewind_to: LoaderPosition | None = None
 
-    def resume_rows(self) -> None:
-        """Goes on with rows and windows where the checkpoint has them that was restored."""
-        trainer = self.trainer
-        saved, trainer.restored_rows = trainer.restored_rows, None
-        if saved is not None and saved.run is not None:
-            self.windows.load_state_dict(saved.run["windows"])
-            self.newest_row = row_from_json(saved.run["newest"])
-            if saved.run["validated"] is not None:
-                step, key, metrics = saved.run["validated"]
-                self.validated = (step, key, row_from_json(metrics))
-                self.results[key] = self.validated[2]
-        trainer.row_keeper = self
+    def begin(self) -> None:
+        """Makes up for a validation that was broken off; ends a run that has nothing to do."""
+        if (pending := self.rows.pending) is not None:
+            self.validate(pending.key, pending.epoch)
+            if self.rows.pending is None and pending.ends:
+                self.feed.epoch_is_full = pending.ends == "full"
+                self.end_epoch(pending.epoch, time.perf_counter())
+        if self.plan.done(self.trainer.progress):
+            self.end_last_epoch()
+            reason, detail = self.together.finish(self.trainer.stop_wanted)
+            done = reason is StopReason.FINISHED
+            self.trainer.end_run(StopReason.NOTHING_TO_DO if done else reason, detail)
 
-    def open_rows(self) -> OpenRows:
-        """See :class:`RowKeeper`."""
-        run: dict[str, JSON] = {"windows": self.windows.state_dict(), "validated": None}
-        run["newest"] = row_to_json(self.newest_row)
-        if self.validated is not None:
-            step, key, metrics = self.validated
-            run["validated"] = [step, key, row_to_json(metrics)]
-        logger = self.trainer.logger
-        logger.flush()
-        return OpenRows(run, logger.state_dict())
-
-    def close(self) -> None:
-        """Logs all rows, also one of fewer steps: a run that goes on from here logs it anew."""
-        self.trainer.row_keeper = self.open_rows()
-        self.windows.close(self.in_flight.newest, self.trainer.progress.epoch)
+    def end_last_epoch(self) -> None:
+        """Ends the epoch of a checkpoint that was saved with the last step, before its end."""
+        progress = self.trainer.progress
+        if progress.step == self.plan.num_train_steps and self.windows.has_steps:
+            self.feed.epoch_is_full = self.plan.epoch_is_full(progress) or self.pass_is_over()
+            self.end_epoch(progress.epochs_done + 1, time.perf_counter())
 
     def epoch(self) -> None:
         """Trains one epoch, or the rest of one that was begun."""
@@ -131,16 +119,24 @@ class _Run:
         self.in_flight.start(Moment.of(progress, self.loaders.train.position))
         trainer.notify("on_training_epoch_start", epoch)
         with transfer_guard(trainer), trainer.ledger.spent("step"):
-            self.steps(epoch)
+            try:
+                self.steps(epoch)
+            except BrokenOff:  # nothing was taken yet that could be lost
+                self.rewind_to = self.in_flight.moment(progress.step).position
             settled = self.settle()
         self.account_for_compiling()
-        if not settled:
+        if self.rewind_to is not None or not settled:
             self.rewind()
             return
         full = self.feed.epoch_is_full or self.plan.epoch_is_full(progress) or self.pass_is_over()
         self.feed.epoch_is_full = full
-        if full or (trainer.stop_reason is None and self.plan.done(progress)):
-            self.end_epoch(epoch, start)
+        reason = trainer.stop_reason
+        goes_on = reason is None or reason.was_asked_from_outside
+        if full or (goes_on and self.plan.done(progress)):
+            if (pending := self.rows.pending) is not None:  # of this step; its row comes first
+                self.rows.pending = pending._replace(ends="full" if full else "open")
+            else:
+                self.end_epoch(epoch, start)
 
     def steps(self, epoch: int) -> None:
         """Takes the steps of an epoch, and what is due between them."""
@@ -170,7 +166,7 @@ class _Run:
         metrics = trainer.get_metric_postprocess_fn()(self.windows.end_epoch())
         metrics["epoch_time_s"] = time.perf_counter() - start
         trainer.notify("on_training_epoch_end", metrics, epoch)
-        self.log_epoch(metrics, "train_epoch", epoch)
+        self.rows.log_epoch(metrics, "train_epoch", epoch)
         if self.plan.validates_after_epoch(epoch):
             self.validate(f"val_epoch_{epoch}", epoch)
 
@@ -252,6 +248,8 @@ class _Run:
 
     def bits(self, item: Item) -> int:
         """Returns what this process says to the others with a batch."""
+        if preemption_noticed():
+            self.trainer.interrupts.ask(NOTICE)
         return self.together.bits(self.trainer.stop_wanted is not None, item.last)
 
     def events(self, step: int, epoch: int, report: jax.Array) -> None:
@@ -260,14 +258,17 @@ class _Run:
         self.count_read_steps(self.in_flight.newest)
         if step % self.plan.log_every_n_steps == 0:
             self.on_host(self.windows.cut, epoch, report)
+            if self.rows.spiked is not None:
+                self.end_for_spike(*self.rows.spiked)
+                return
         if self.plan.validates_after_step(step) and self.settle():
             self.validate(f"val_step_{step}", epoch)
         for hook in self.step_hooks:
             if hook.next_step(step - 1) == step:
                 if hook.settled and not self.settle():
                     return
-                call = functools.partial(hook.call, self.newest_row, epoch, step)
-                with _free_transfers(self.trainer), self.trainer.ledger.spent(*hook.account):
+                call = functools.partial(hook.call, self.rows.newest, epoch, step)
+                with free_transfers(self.trainer), self.trainer.ledger.spent(*hook.account):
                     # Where the state is settled all processes may be waiting for each other.
                     call() if hook.settled else self.on_host(call)
 
@@ -296,18 +297,29 @@ class _Run:
         progress.step, progress.epochs_done = moment.step, moment.epochs_done
         progress.step_in_epoch, progress.examples = moment.step_in_epoch, self.in_flight.examples
         self.rewind_to = moment.position
+        self.windows.rewind(moment.step)
         if limit is None or not halted:
             wish = trainer.stop_wanted
             trainer.end_run(*self.together.conclude(newest, wish, moment.position))
             return
-        last = report.first + limit - 1
-        steps = f"Step {last} was" if limit == 1 else f"Steps {report.first} to {last} were"
+        first, last = report.first, report.first + limit - 1
+        steps = f"Step {last} was" if limit == 1 else f"Steps {first} to {last} were"
+        text = f"{steps} not finite (NaN or Inf in loss, gradients or updates)."
+        trainer.setback = Setback.of(first, last, self.in_flight.positions(first, last), text)
         trainer.stop_reason = None  # what was asked for meanwhile is outranked
         trainer.end_run(
             StopReason.NONFINITE,
-            f"{steps} not finite (NaN or Inf in loss, gradients or updates). The state is as the "
-            "last finite step left it. Look at the batch of that step, or lower the learning rate.",
+            f"{text} The state is as the last finite step left it. Look at the batch of that step, "
+            "or lower the learning rate.",
         )
+
+    def end_for_spike(self, first: int, last: int, text: str) -> None:
+        """Ends the run since the loss of a row is a spike; all processes see the same."""
+        if self.settle():
+            positions = self.in_flight.positions(first, last)
+            self.trainer.setback = Setback.of(first, last, positions, text)
+            self.trainer.stop_reason = None
+            self.trainer.end_run(StopReason.UNSTABLE, text)
 
     def settle(self) -> bool:
         """Waits for every dispatched step; says whether they stand, refused ones or not."""
@@ -325,51 +337,34 @@ class _Run:
         try:
             self.settle()
             self.rewind()
-            self.close()
+            self.rows.close(self.in_flight.newest)
         except BaseException as other:  # the first error is the one to raise
             error.add_note(f"After it: {type(other).__name__}: {other}")
 
     def validate(self, key: str, epoch: int) -> None:
-        """Evaluates on the validation sets, once for a step."""
-        trainer, progress = self.trainer, self.trainer.progress
+        """Evaluates on the validation sets, once for a step; broken off, it stays pending."""
+        trainer, progress, rows = self.trainer, self.trainer.progress, self.rows
         if not self.loaders.val:
             return
         step = progress.step
-        if self.validated is not None and self.validated[0] == step:
-            self.results[key] = self.validated[2]
+        if rows.validated is not None and rows.validated.step == step:
+            rows.results[key], rows.pending = rows.validated.metrics, None
             return
+        ends = "" if rows.pending is None else rows.pending.ends
+        rows.pending = Pending(key, epoch, ends)
         self.windows.flush()
         start = time.perf_counter()
-        with _free_transfers(trainer), trainer.ledger.spent("validation"):
+        with free_transfers(trainer), trainer.ledger.spent("validation"):
             trainer.notify("on_validation_epoch_start", epoch, step)
-            metrics = run_evaluation(trainer, self.loaders.val, "val", epoch)
+            try:
+                with trainer.interrupts.breaking_off():
+                    metrics = run_evaluation(trainer, self.loaders.val, "val", epoch)
+            except BrokenOff:  # all processes come here
+                trainer.end_run(*agree_on_end(trainer.stop_wanted))
+                return
             progress.validations += 1
             trainer.notify("on_validation_epoch_end", metrics, epoch, step)
-            self.validated = (step, key, metrics)
-            self.results[key] = metrics
+            rows.validated, rows.pending = Validated(step, key, metrics), None
+            rows.results[key] = metrics
             row = {**metrics, "time_s": time.perf_counter() - start}
-            self.log_epoch(row, "val", epoch)
-
-    def log_epoch(self, metrics: HostMetrics, mode: str, epoch: int) -> None:
-        """Logs the row of an epoch or a validation."""
-        trainer, step = self.trainer, self.trainer.progress.step
-        with trainer.ledger.spent("logging"):
-            trainer.logger.log_metrics(metrics, step, mode, epoch)
-        trainer.notify("on_epoch_logged", mode, step)
-
-    def log_row(self, metrics: HostMetrics, last: StepReport, epoch: int) -> None:
-        """Logs the metrics of the steps up to the one that ``last`` reports."""
-        trainer = self.trainer
-        metrics = trainer.get_metric_postprocess_fn()(metrics)
-        if last.updates < last.step:
-            metrics["skipped_steps"] = float(last.step - last.updates)
-        with _free_transfers(trainer), trainer.ledger.spent("logging"):
-            trainer.notify("on_training_log", metrics, last.step)
-            trainer.logger.log_metrics(metrics, last.step, "train", epoch)
-        self.newest_row = metrics
-
-
-def _free_transfers(trainer: LoopTrainer) -> Any:
-    # Callbacks and loggers are the user's; what they transfer at their own moments is no stall.
-    guarded = trainer.guards_transfers and not trainer.feeds_host_batches
-    return jax.transfer_guard("allow") if guarded else contextlib.nullcontext()
+            self.rows.log_epoch(row, "val", epoch)

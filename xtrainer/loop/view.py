@@ -4,10 +4,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from xtrainer.data import LoaderSource
+from xtrainer.launch.interrupts import Interrupts
 from xtrainer.loggers import LoggerTool
 from xtrainer.loop.agenda import Agenda, NextStep
 from xtrainer.loop.ledger import Ledger
 from xtrainer.loop.plan import Plan
+from xtrainer.loop.setback import Setback
 from xtrainer.loop.stop import StopReason
 from xtrainer.metrics import DeviceMetrics
 from xtrainer.state import Progress, TrainState
@@ -80,9 +82,11 @@ class LoopTrainer(Protocol):
     progress: Progress
     stop_reason: StopReason | None
     stop_wanted: tuple[StopReason, str] | None
+    setback: Setback | None
     first_step: bool
     ledger: Ledger
     row_keeper: RowKeeper
+    interrupts: Interrupts
     restored_rows: OpenRows | None
 
     @property
@@ -98,6 +102,11 @@ class LoopTrainer(Protocol):
     @property
     def nonfinite_limit(self) -> int | None:
         """Refused steps in a row that end the run."""
+        ...
+
+    @property
+    def spike_threshold(self) -> float | None:
+        """How many times their median the loss of a row may be; None: any."""
         ...
 
     @property

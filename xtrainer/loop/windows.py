@@ -5,7 +5,7 @@ import functools
 import logging
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -22,6 +22,24 @@ _MAX_PARTS = 64
 Emit = Callable[[HostMetrics, StepReport, int], None]
 
 
+class _Cut(NamedTuple):
+    """A row that has ended and was not given out.
+
+    Attributes:
+        window: Its metrics since the last flush.
+        report: Of its last step.
+        epoch: Of the row.
+        step: The last step, as it was dispatched.
+        before: The last step of the row before it.
+    """
+
+    window: DeviceMetrics
+    report: jax.Array
+    epoch: int
+    step: int
+    before: int
+
+
 class MetricWindows:
     """The metrics of training steps, in windows.
 
@@ -35,6 +53,8 @@ class MetricWindows:
     Attributes:
         current: The metrics of the steps since the last cut or flush.
         step: The number of the newest step in it; set by whoever replaces ``current``.
+        given_out: The metrics of the row that is being given out.
+        begins: Its first step.
     """
 
     def __init__(self, new_window: Callable[[], DeviceMetrics], emit: Emit, step: int = 0) -> None:
@@ -42,9 +62,10 @@ class MetricWindows:
         self.step = step
         self._new_window = new_window
         self._emit = emit
-        self._pending: tuple[DeviceMetrics, jax.Array, int] | None = None
+        self._pending: _Cut | None = None
         self._open: HostWindow | None = None  # steps since the last row that are on the host
         self._parts: list[HostWindow] = []  # of the epoch, not merged yet
+        self.begins = step + 1
         self._begun = step  # the step that ``current`` begins after
         self._cut = step  # the last step of the last row
 
@@ -58,7 +79,7 @@ class MetricWindows:
         self._emit_pending()
         window = whole(self.current)
         start_to_host(window.packed)  # the report is under way already
-        self._pending = (window, report, epoch)
+        self._pending = _Cut(window, report, epoch, self.step, self._cut)
         self._renew()
         self._cut = self.step
 
@@ -78,10 +99,16 @@ class MetricWindows:
         parts, self._parts = self._parts, []
         return finish(parts[0], ("mean_nopostfix",)) if parts else {}
 
+    @property
+    def has_steps(self) -> bool:
+        """Whether there are steps that no epoch has ended with."""
+        return bool(self._parts) or self._begun != self.step
+
     def close(self, newest: StepReport, epoch: int) -> None:
         """Gives out every row, also the last one of fewer steps, which ends with ``newest``."""
         self.flush()
         if self._open is not None and self._cut != self.step:
+            self.begins = self._cut + 1
             self._emit_row(self._open, newest, epoch)
         self._open, self._cut = None, self.step
 
@@ -118,6 +145,11 @@ class MetricWindows:
         self._open = None if text is None else HostWindow(window.layout, decode_array(text))
         self._begun, self._cut = saved["steps"]
 
+    def rewind(self, step: int) -> None:
+        """Says that steps after one were dispatched and not taken."""
+        self.step = step
+        self._begun = min(self._begun, step)
+
     def _renew(self) -> None:
         self.current = self._new_window()
         self._begun = self.step
@@ -125,20 +157,26 @@ class MetricWindows:
     def _emit_pending(self) -> None:
         if self._pending is None:
             return
-        (window, report, epoch), self._pending = self._pending, None
-        part = HostWindow.fetch(window)
+        cut, self._pending = self._pending, None
+        part = HostWindow.fetch(cut.window)
         self._parts.append(part)
         if len(self._parts) >= _MAX_PARTS:
             self._merge_parts()
         row = part if self._open is None else self._open.merge(part)
+        report = StepReport.fetch(cut.report)
+        if report.step < cut.step:  # its last steps were not taken: it is not at its end
+            self._open, self._cut = row, cut.before
+            return
         self._open = None
-        self._emit_row(row, StepReport.fetch(report), epoch)
+        self.begins = cut.before + 1
+        self._emit_row(row, report, cut.epoch)
 
     def _merge_parts(self) -> None:
         self._parts = [functools.reduce(HostWindow.merge, self._parts)] if self._parts else []
 
     def _emit_row(self, window: HostWindow, report: StepReport, epoch: int) -> None:
         metrics = finish(window)
+        self.given_out = window
         if metrics:
             self._emit(metrics, report, epoch)
 

@@ -1,5 +1,6 @@
 """Which compiled program takes these arguments? Compiled ahead where it can be, watched after."""
 
+import atexit
 import logging
 import threading
 import time
@@ -12,10 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from xtrainer.errors import StepError
+from xtrainer.launch.interrupts import BrokenOff
 from xtrainer.tree import flatten_with_paths
 from xtrainer.types import PyTree
 
 _LOG = logging.getLogger(__name__)
+_POLL_S = 0.2
 _COMPILED_ANEW = (": shape ", ": dtype ", ": weak_type ")
 
 CompileFn = Callable[[jax.stages.Lowered, str], jax.stages.Compiled]
@@ -66,6 +69,7 @@ class Programs:
 
     Attributes:
         compile_s: Seconds for which callers have waited for a program.
+        breaks_off: Asked while a caller waits for a program; where it says True, it waits no more.
         recompilations: What was said of each program that nobody had asked for ahead.
     """
 
@@ -75,6 +79,7 @@ class Programs:
         self.name = name
         self._level = level
         self.compile_s = 0.0
+        self.breaks_off: Callable[[], bool] = lambda: False
         self.recompilations: list[str] = []
         self._compile = compile_program or (lambda lowered, name: lowered.compile())
         self._found: dict[Hashable, tuple[Future[jax.stages.Compiled], Mapping[str, Any]]] = {}
@@ -104,7 +109,9 @@ class Programs:
                 except BaseException as error:  # raised where the program is asked for
                     program.set_exception(error)
 
-            threading.Thread(target=work, name=f"compile-{self.name}").start()
+            thread = threading.Thread(target=work, name=f"compile-{self.name}", daemon=True)
+            _compiling[:] = [other for other in _compiling if other.is_alive()] + [thread]
+            thread.start()
         return self._found[key][0]
 
     def get(
@@ -118,17 +125,28 @@ class Programs:
 
         A program besides those that were asked for ahead is reported, with what has changed, unless
         it is the first for as many steps or ``reported`` already.
+
+        Raises:
+            BrokenOff: If ``breaks_off`` has said so while it was compiled.
         """
         start = time.perf_counter()
         if key not in self._found:
             self._report(None if reported else self._changes(key, arguments))
-            lowered = function.lower(*arguments.values())
-            program: Future[jax.stages.Compiled] = Future()
-            program.set_result(self._compile(lowered, self.name))
-            self._keep(key, program, arguments)
-        found = self._found[key][0].result()
-        self.compile_s += time.perf_counter() - start
-        return found
+            self.ahead(key, function, arguments)
+        try:
+            return self._wait(self._found[key][0])
+        finally:
+            self.compile_s += time.perf_counter() - start
+
+    def _wait(self, program: Future[jax.stages.Compiled]) -> jax.stages.Compiled:
+        while True:
+            try:
+                return program.result(_POLL_S)
+            except TimeoutError:
+                if program.done():  # it is the program's own
+                    return program.result()
+                if self.breaks_off():
+                    raise BrokenOff from None
 
     def mend(
         self, key: Hashable, function: Any, arguments: Mapping[str, Any], error: Exception
@@ -181,6 +199,15 @@ class Programs:
         self.recompilations.append(text)
         _LOG.log(self._level, "%s is compiled again, since its arguments have changed:\n  %s.",
                  self.name, text)  # fmt: skip
+
+
+_compiling: list[threading.Thread] = []
+
+
+@atexit.register  # with the module, so that a program that is to end at once does so before it
+def _wait_for_compiling() -> None:
+    for thread in _compiling:
+        thread.join()
 
 
 def _steps(key: Hashable) -> Hashable:

@@ -38,11 +38,23 @@ class TrainerConfig(Config):
     check_for_nan: bool = True
     """End the run as ``nonfinite_policy`` says when a step is not finite. Such a step never changes
     the state, with False neither: it is then refused, counted, and training goes on."""
-    nonfinite_policy: Literal["stop", "skip"] = "stop"
+    nonfinite_policy: Literal["stop", "skip", "rollback"] = "stop"
     """``stop``: end with the first step that is not finite. ``skip``: refuse such steps and end
-    after ``max_consecutive_nonfinite`` of them in a row."""
+    after ``max_consecutive_nonfinite`` of them in a row. ``rollback``: refuse them, and after as
+    many in a row, or a spike of the loss, go back to the last checkpoint before them and go on
+    without their batches."""
     max_consecutive_nonfinite: int = 10
-    """Refused steps in a row that end a run with the policy ``skip``."""
+    """Refused steps in a row that end a run with the policy ``skip``, or send it back."""
+    spike_threshold: float | None = None
+    """With the policy ``rollback``: a row of training is a spike if its mean loss is more than this
+    many times the median of the 20 rows before it; None: nothing is."""
+    max_rollbacks: int = 3
+    """How often a run goes back; with the next time it ends."""
+    rollback_lr_scale: float = 1.0
+    """What the learning rate is multiplied by each time the run goes back, for all later steps."""
+    handle_signals: bool = True
+    """Whether the first SIGTERM, SIGINT (Ctrl-C), SIGUSR1 or SIGHUP ends training after its step
+    with a checkpoint, and a second one at once. Only while training, and in the main thread."""
     max_steps_in_flight: int = 2
     """Steps that may be dispatched before the first of them has ended. Unbounded queues abort runs
     on several CPU devices, and the bound costs nothing where steps are long."""
@@ -94,6 +106,7 @@ class TrainerConfig(Config):
         ):
             if getattr(self, name) < 1:
                 found.append(f"{name}: found {getattr(self, name)}, expected a number >= 1.")
+        found += self._rollback_problems()
         for name in ("check_val_every_n_epoch", "check_val_every_n_steps"):
             value = getattr(self, name)
             if value < 1 and value != -1:
@@ -106,6 +119,26 @@ class TrainerConfig(Config):
             found.append(
                 f"compilation_cache: found {self.compilation_cache!r}, expected True, False or the "
                 "path of a folder."
+            )
+        return found
+
+    def _rollback_problems(self) -> list[str]:
+        found = []
+        if self.spike_threshold is not None and self.nonfinite_policy != "rollback":
+            found.append(
+                f"spike_threshold: found {self.spike_threshold} with nonfinite_policy="
+                f"{self.nonfinite_policy!r}, expected 'rollback', or None for no threshold."
+            )
+        if self.spike_threshold is not None and not self.spike_threshold > 1:
+            found.append(
+                f"spike_threshold: found {self.spike_threshold}, expected a number > 1: a loss is "
+                "compared with so many times the median."
+            )
+        if self.max_rollbacks < 1:
+            found.append(f"max_rollbacks: found {self.max_rollbacks}, expected a number >= 1.")
+        if not 0 < self.rollback_lr_scale <= 1:
+            found.append(
+                f"rollback_lr_scale: found {self.rollback_lr_scale}, expected 0 < scale <= 1."
             )
         return found
 

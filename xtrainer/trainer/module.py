@@ -195,6 +195,11 @@ class TrainerModule(TrainerParts):
         return self.trainer_config.nonfinite_limit
 
     @property
+    def spike_threshold(self) -> float | None:
+        """How many times their median the loss of a row may be."""
+        return self.trainer_config.spike_threshold
+
+    @property
     def guards_transfers(self) -> bool:
         """Whether an implicit transfer in the loop is an error."""
         return not self.trainer_config.debug

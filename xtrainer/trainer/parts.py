@@ -26,8 +26,9 @@ from xtrainer.launch import (
     process_count,
     process_index,
 )
+from xtrainer.launch.interrupts import Interrupts
 from xtrainer.loggers import LoggerConfig, build_loggers, run_folder
-from xtrainer.loop import Ledger, OpenRows, RowKeeper, StopReason
+from xtrainer.loop import Ledger, OpenRows, RowKeeper, Setback, StopReason
 from xtrainer.metrics import DeviceMetrics, parameter_table
 from xtrainer.optim import (
     OptimizerConfig,
@@ -35,6 +36,7 @@ from xtrainer.optim import (
     decayed_params,
     frozen_patterns,
     path_mask,
+    scalable,
 )
 from xtrainer.parallel import BatchLayout, build_mesh, check_mesh
 from xtrainer.state import Progress, TrainState
@@ -87,6 +89,7 @@ class TrainerParts(Hooks):
     stop_reason: StopReason | None
     stop_detail: str
     stop_wanted: tuple[StopReason, str] | None
+    setback: Setback | None
     first_step: bool
     ledger: Ledger
     has_validation: bool
@@ -94,6 +97,7 @@ class TrainerParts(Hooks):
     dataset: Any
     row_keeper: RowKeeper
     restored_rows: OpenRows | None
+    interrupts: Interrupts
     is_own_state: bool
     """Whether the state comes from this run: trained here, or loaded from its own folder."""
 
@@ -123,8 +127,9 @@ class TrainerParts(Hooks):
         self.optimizer_config, self.exmp_batch = optimizer_config, batch
         self.progress, self.sources, self.dataset = Progress(), Sources(), None
         self.stop_reason, self.stop_detail, self.first_step = None, "", True
-        self.stop_wanted, self.is_own_state = None, False
+        self.stop_wanted, self.setback, self.is_own_state = None, None, False
         self.row_keeper, self.restored_rows = OpenRows(), None
+        self.interrupts = Interrupts(enabled=False)
         peers.watch()  # also where the program has joined the processes without xtrainer
         if cache := trainer_config.compilation_cache:  # before anything is compiled
             enable_compilation_cache(None if cache is True else cache)
@@ -230,6 +235,8 @@ class TrainerParts(Hooks):
     ) -> None:
         """Sets ``optimizer`` and ``lr_schedule``."""
         self.optimizer, self.lr_schedule = build_optimizer(optimizer_config)
+        if self.trainer_config.rollback_lr_scale != 1:
+            self.optimizer = scalable(self.optimizer)
 
     def init_model(self, exmp_input: PyTree) -> None:
         """Sets ``state``, initialized in parallel on the devices where each part lives.
@@ -362,7 +369,8 @@ class TrainerParts(Hooks):
         if self.lr_schedule is None:
             return None
         updates = step - (self.progress.skipped if skipped is None else skipped)
-        return float(jax.device_get(self.lr_schedule(max(updates - 1, 0))))
+        scale = self.trainer_config.rollback_lr_scale ** len(self.progress.rollbacks)
+        return scale * float(jax.device_get(self.lr_schedule(max(updates - 1, 0))))
 
     def step_flops(self) -> float:
         """Returns the floating-point operations of a step on a full batch, of all devices."""
@@ -380,6 +388,11 @@ class TrainerParts(Hooks):
             self.end_run(reason, detail)
         elif self.stop_wanted is None:
             self.stop_wanted = (reason, detail)
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether the run is about to end: a callback that takes long may look, and end first."""
+        return self.stop_reason is not None or self.stop_wanted is not None
 
     def end_run(self, reason: StopReason, detail: str = "") -> None:
         """Ends training now, on a process alone or where all processes do; first reason is kept."""

@@ -1,7 +1,10 @@
 """In what order does ``train_model`` begin, end, and clean up after an error?"""
 
+import contextlib
 import dataclasses
+import functools
 import logging
+import signal
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,11 +15,14 @@ from xtrainer.checkpoint import restore_partial
 from xtrainer.data import LoaderSource, batch_spec, describe_mismatch, num_rows
 from xtrainer.errors import BatchError, LoaderError, PeerError
 from xtrainer.launch import gather_results, peers, process_count
+from xtrainer.launch.exits import note_end_of_run
+from xtrainer.launch.interrupts import BrokenOff, Interrupts, asked_to_end, describe
 from xtrainer.loop import (
     Agenda,
     Loaders,
     Plan,
     StopReason,
+    agree_on_end,
     agree_on_first_batch,
     every,
     no_batch,
@@ -25,6 +31,8 @@ from xtrainer.loop import (
 from xtrainer.parallel import put_global
 from xtrainer.state import GuardState
 from xtrainer.step import PlacedBatch, StepReport
+from xtrainer.trainer.memory import explain_memory
+from xtrainer.trainer.rollback import prepare_rollbacks, roll_back, tell_of_rollback
 from xtrainer.trainer.saving import MODEL_PARTS, checkpoint_callback, config_to_json
 from xtrainer.trainer.shared import choose_step
 from xtrainer.trainer.view import TrainerView
@@ -41,36 +49,84 @@ def train(
     Raises:
         Exception: What the loader, a callback, a logger or the step raised.
     """
-    with trainer.ledger.spent("idle"):
-        return _train(trainer, plan, loaders, test_loader)
+    trainer.stop_reason, trainer.stop_detail, trainer.stop_wanted = None, "", None
+    enabled = trainer.trainer_config.handle_signals
+    try:
+        with (
+            trainer.ledger.spent("idle"),
+            Interrupts(functools.partial(_was_asked, trainer), enabled=enabled) as interrupts,
+        ):
+            trainer.interrupts = interrupts
+            if (earlier := asked_to_end()) is not None:
+                interrupts.ask(earlier)
+            results = _train(trainer, plan, loaders, test_loader)
+    finally:
+        note_end_of_run(_reason(trainer).exit_code)
+    if interrupts.asked is not None and not _reason(trainer).was_asked_from_outside:
+        interrupts.pass_on()  # it came too late for this run, and is for what follows
+    return results
+
+
+def _wish(number: int) -> tuple[StopReason, str]:
+    interrupted = number == signal.SIGINT
+    return StopReason.INTERRUPTED if interrupted else StopReason.PREEMPTED, describe(number)
+
+
+def _was_asked(trainer: TrainerView, number: int) -> None:
+    """Ends the run after this step, since a signal has come; called by another thread."""
+    trainer.request_stop(*_wish(number))
+    _LOG.warning(
+        "%s Training ends after this step and is saved; a second one ends it at once.",
+        describe(number),
+    )
 
 
 def _train(
     trainer: TrainerView, plan: Plan, loaders: Loaders, test_loader: Any
 ) -> dict[str, HostMetrics]:
-    trainer.stop_reason, trainer.stop_detail, trainer.stop_wanted = None, "", None
     results: dict[str, HostMetrics] = {}
     try:
         _start(trainer, plan, loaders, test_loader)
         trainer.is_own_state = True
         results = run_training(trainer, loaders, plan)
+        while roll_back(trainer, loaders):
+            _rewind_logs(trainer)
+            tell_of_rollback(trainer)
+            if (asked := trainer.interrupts.asked) is not None:
+                trainer.request_stop(*_wish(asked))
+            results |= run_training(trainer, loaders, plan)
         _LOG.info("%s", f"{_reason(trainer).value} {trainer.stop_detail}".rstrip())
         trainer.notify("on_training_end")
-        if test_loader is not None and _reason(trainer) is not StopReason.NONFINITE:
-            with trainer.ledger.spent("validation"):
-                results["test"] = _test_best(trainer, test_loader)
+        if test_loader is not None and _may_test(_reason(trainer)):
+            _test(trainer, test_loader, results)
         trainer.ledger.snapshot()
         _LOG.info("Time of this trainer: %s.", trainer.ledger.summary())
         trainer.ledger.warn_of_large_parts()
     except BaseException as error:
         peers.announce(error)  # before anything that other processes would have to take part in
         trainer.stop_reason, trainer.stop_detail = StopReason.FAILED, repr(error)
+        explain_memory(trainer, error)
         hooks = [lambda c=c, e=error: c.on_exception(e) for c in [trainer, *trainer.callbacks]]
         _run_all(hooks, first=error)
         _close(trainer, first=error)
         raise
     _close(trainer, first=None)
     return results
+
+
+def _may_test(reason: StopReason) -> bool:
+    harmed = reason in (StopReason.NONFINITE, StopReason.UNSTABLE)
+    return not harmed and not reason.was_asked_from_outside
+
+
+def _test(trainer: TrainerView, test_loader: Any, results: dict[str, HostMetrics]) -> None:
+    """Adds the test; where that is broken off, the run has not ended as it should."""
+    try:
+        with trainer.ledger.spent("validation"), trainer.interrupts.breaking_off():
+            results["test"] = _test_best(trainer, test_loader)
+    except BrokenOff:
+        asked, trainer.stop_reason = trainer.interrupts.asked, None
+        trainer.end_run(*agree_on_end(None if asked is None else _wish(asked)))
 
 
 def _reason(trainer: TrainerView) -> StopReason:
@@ -94,6 +150,7 @@ def _start(trainer: TrainerView, plan: Plan, loaders: Loaders, test_loader: Any)
     trainer.total_steps = plan.total_steps(loaders.train.length)
     _reset_guard(trainer)
     trainer.notify("on_training_start")  # the last that may refuse before anything is compiled
+    prepare_rollbacks(trainer, loaders)
     if not plan.done(trainer.progress):
         _compile_ahead(trainer, plan, loaders)
     _rewind_logs(trainer)
@@ -102,10 +159,20 @@ def _start(trainer: TrainerView, plan: Plan, loaders: Loaders, test_loader: Any)
     trainer.log_training_info(
         plan.num_epochs, plan.num_train_steps, plan.steps_per_epoch, loaders.train, val, test_loader
     )
+    _let_waits_break_off(trainer)
     if loaders.val and not plan.done(trainer.progress):
-        with trainer.ledger.spent("compile"):
-            for source in loaders.val.values():
-                trainer.test_eval_function(source)
+        with contextlib.suppress(BrokenOff), trainer.ledger.spent("compile"):
+            with trainer.interrupts.breaking_off():
+                for source in loaders.val.values():
+                    trainer.test_eval_function(source)
+
+
+def _let_waits_break_off(trainer: TrainerView) -> None:
+    """Lets a process alone that is asked to end not wait for a program before it does."""
+    if process_count() == 1:
+        train, evaluate = trainer.compiled_train_step.programs, trainer.compiled_eval_step.programs
+        train.breaks_off = lambda: trainer.interrupts.asked is not None
+        evaluate.breaks_off = lambda: trainer.interrupts.breaks_off
 
 
 def _rewind_logs(trainer: TrainerView) -> None:

@@ -51,6 +51,10 @@ class TrainerView(LoopTrainer, Protocol):
         """The run folder."""
         ...
 
+    def request_stop(self, reason: StopReason = ..., detail: str = "") -> None:
+        """Ends training after this step; the first reason is kept."""
+        ...
+
     def get_num_params(self) -> int:
         """Returns the number of parameters."""
         ...

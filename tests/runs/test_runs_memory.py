@@ -1,0 +1,119 @@
+"""Does a run without memory end with what helps, and lose no checkpoint? Does a long one leak?"""
+
+import gc
+import os
+import resource
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import probes
+import pytest
+
+import xtrainer as xt
+from xtrainer.checkpoint import list_steps
+
+TESTS = Path(__file__).resolve().parents[1]
+HUNGRY = """
+import resource, sys, time
+from pathlib import Path
+sys.path[:0] = {paths!r}
+import jax
+import jax.numpy as jnp
+import probes, zoo
+import xtrainer as xt
+
+class Hungry(probes.Traced):
+    def loss_function(self, params, apply_fn, batch, rng, train=True):
+        loss, rest = super().loss_function(params, apply_fn, batch, rng, train)
+        if not train:
+            return loss, rest
+        # 400 MB that no compiler can do without.
+        x = jnp.arange(10_000, dtype=jnp.float32) * batch["ids"].sum()
+        square = jnp.sin(x[:, None] + x[None, :] + params["Dense_0"]["bias"][0])
+        return loss + 0 * (square @ square[:, :1]).sum(), rest
+
+folder = Path(sys.argv[1])
+trainer = probes.traced(
+    trainer_class=Hungry,
+    logger=zoo.file_logger(folder),
+    callbacks=[xt.ModelCheckpointConfig(every_n_steps=2, every_n_epochs=99)],
+)
+
+def limit(trainer, *args):
+    if trainer.global_step == 3 and sys.argv[2] == "limited":
+        while not (folder / "checkpoints" / "2").exists():
+            time.sleep(0.01)
+        jax.block_until_ready(trainer.state.params)  # the square of this step is gone by now
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        size = pages * resource.getpagesize() + 100 * 2**20
+        resource.setrlimit(resource.RLIMIT_AS, (size, size))
+
+trainer.callbacks.append(probes.acting("on_training_step", limit)(trainer))
+trainer.train_model(probes.numbered(5), probes.numbered(1, first=9), num_epochs=1)
+print("ended", trainer.global_step)
+"""
+
+
+def hungry(folder: Path, how: str) -> subprocess.CompletedProcess[str]:
+    program = HUNGRY.format(paths=[str(TESTS.parent), str(TESTS)])
+    command = [sys.executable, "-c", program, str(folder), how]
+    # One arena: what threads have mapped and do not use would count against the limit.
+    environ = {**os.environ, "MALLOC_ARENA_MAX": "1"}
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=240, check=False, env=environ
+    )
+
+
+def test_without_memory_a_step_fails_and_the_checkpoint_is_gone_on_from(tmp_path: Path) -> None:
+    failed = hungry(tmp_path, "limited")
+    assert failed.returncode == 1, failed.stderr
+    assert "RESOURCE_EXHAUSTED" in failed.stderr
+    assert "There was not enough memory at step" in failed.stderr
+    assert "bytes, and a batch has 4 rows over 1 devices in 1 parts" in failed.stderr
+    assert list_steps(tmp_path / "checkpoints") == [2]
+    again = hungry(tmp_path, "unlimited")
+    assert (again.returncode, again.stdout.split()[-2:]) == (0, ["ended", "5"]), again.stderr
+
+
+@pytest.fixture(scope="module")
+def stage() -> probes.Repeatable:
+    """Gives a trainer that is compiled once."""
+    return probes.Repeatable(probes.traced())
+
+
+def open_things() -> tuple[int, int]:
+    """Returns how many files and threads this process has."""
+    gc.collect()
+    return len(os.listdir("/proc/self/fd")), threading.active_count()
+
+
+def one_run(stage: probes.Repeatable, folder: Path, steps: int) -> None:
+    saving = xt.ModelCheckpointConfig(every_n_steps=5, every_n_epochs=99)
+    trainer = stage.begin(saving, folder=folder, every=2, check_val_every_n_steps=4)
+    trainer.train_model(probes.numbered(7), probes.numbered(2, first=100), num_train_steps=steps)
+
+
+def test_runs_leave_no_file_and_no_thread_behind(stage: probes.Repeatable, tmp_path: Path) -> None:
+    for number in range(3):  # what is opened once stays
+        one_run(stage, tmp_path / f"first_{number}", 12)
+    before = open_things()
+    for number in range(5):
+        one_run(stage, tmp_path / f"later_{number}", 12)
+    assert open_things() == before
+
+
+@pytest.mark.slow
+def test_a_long_run_takes_no_more_memory(stage: probes.Repeatable, tmp_path: Path) -> None:
+    one_run(stage, tmp_path / "warm", 2000)
+    before = resident()
+    one_run(stage, tmp_path / "long", 20_000)
+    grown = resident() - before
+    assert grown < 8 * 2**20, f"{grown / 2**20:.1f} MiB in 20,000 steps"
+
+
+def resident() -> int:
+    gc.collect()
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * resource.getpagesize()
