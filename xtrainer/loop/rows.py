@@ -124,6 +124,7 @@ class Rows:
             trainer.notify("on_training_log", metrics, last.step)
             trainer.logger.log_metrics(metrics, last.step, "train", epoch)
         self.newest = metrics
+        trainer.black_box.note_row(last.step, metrics)
         if self.spikes is not None and self.spiked is None:
             self._look_for_spike(self.spikes, last.step)
 

@@ -16,7 +16,7 @@ from xtrainer.step.guard import StepReport
 from xtrainer.step.loss import LossTerms, describe_loss
 from xtrainer.step.places import Place
 from xtrainer.step.precision import PrecisionConfig, cast_floating
-from xtrainer.step.reenact import StepDiagnosis, diagnose_step
+from xtrainer.step.reenact import StepDiagnosis, diagnose_step, make_norms_fn
 from xtrainer.step.settings import StepSettings
 from xtrainer.step.signals import FAIL, LAST, STOP
 from xtrainer.step.train import make_train_step, train_layout
@@ -43,6 +43,7 @@ __all__ = [
     "diagnose_step",
     "find_nonfinite",
     "make_eval_step",
+    "make_norms_fn",
     "make_train_step",
     "train_layout",
     "whole",

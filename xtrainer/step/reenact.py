@@ -65,6 +65,30 @@ class StepDiagnosis:
         return f"The first non-finite value appears in {where}, {self.finding}."
 
 
+def make_norms_fn(
+    loss_function: LossFunction, apply_fn: ApplyFn, settings: StepSettings
+) -> Callable[..., dict[str, dict[str, jax.Array]]]:
+    """Returns ``norms(params, mutable, batch, row_mask, rng, step)`` by parameter.
+
+    They are ``gradients`` and ``parameters``; ``step`` is what is folded into ``rng``, one less
+    than the number of the step.
+
+    Args:
+        loss_function: As for the step.
+        apply_fn: As for the step.
+        settings: As for the step.
+    """
+    gradient = make_gradient_fn(loss_function, apply_fn, settings)
+
+    def norms(
+        params: PyTree, mutable: Any, batch: Any, mask: jax.Array, rng: PRNGKey, step: Any
+    ) -> dict[str, dict[str, jax.Array]]:
+        grads = gradient(params, mutable, batch, mask, jax.random.fold_in(rng, step)).grads
+        return {"gradients": norms_per_param(grads), "parameters": norms_per_param(params)}
+
+    return norms
+
+
 def diagnose_step(
     loss_function: LossFunction,
     apply_fn: ApplyFn,
