@@ -63,7 +63,7 @@ class Finding:
             where = f", first at {list(self.entry)}" if self.entry else ""
             found = f"in what the step is given: {self.argument}{where}"
         else:
-            found = f"in {self.place}"
+            found = f"in {self.place}" if self.place else "in a result"
             found += ", which is handed a constant that is not finite" if self.constant else ""
         return found + (f"; NaN appears in {self.turned}" if self.turned else "")
 
@@ -101,6 +101,13 @@ def find_nonfinite(function: Callable[..., Any], arguments: dict[str, PyTree]) -
     return None
 
 
+def jit_once(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a compiled function that is called once: on a CPU it is compiled in half the time."""
+    on_cpu = jax.default_backend() == "cpu"
+    options = {"xla_backend_optimization_level": 0} if on_cpu else None
+    return jax.jit(function, compiler_options=options)
+
+
 def count_nonfinite(x: jax.Array) -> tuple[int, int]:
     """Returns how many numbers of an array are NaN, and how many Inf or -Inf."""
     return int(jnp.isnan(x).sum()), int(jnp.isinf(x).sum())
@@ -120,10 +127,7 @@ class _Program:
         """Returns what computes ``then`` of the values of some variables from the arguments."""
         jaxpr = self.closed.jaxpr.replace(outvars=list(wanted))
         function = jaxpr_as_fun(ClosedJaxpr(jaxpr, self.closed.consts))
-        # A program that runs once is better compiled fast than fast.
-        on_cpu = jax.default_backend() == "cpu"
-        options = {"xla_backend_optimization_level": 0} if on_cpu else None
-        return jax.jit(lambda *args: then(function(*args)), compiler_options=options)
+        return jit_once(lambda *args: then(function(*args)))
 
     def bits(self, args: Sequence[Any]) -> dict[Any, int]:
         """Returns for each variable of numbers whether it has a NaN, and whether an infinity."""
@@ -211,7 +215,9 @@ class _Level:
     def _constant(self, ends: Sequence[Any], bit: int) -> Finding:
         """Returns the first operation that hands on a constant which is not finite."""
         way, _ = self._way(ends, bit)
-        return Finding(place=self.place(way[0], bit) if way else None, constant=True)
+        if not way:
+            return Finding(constant=True)
+        return dataclasses.replace(self.into(way[0], bit), constant=True)
 
     def _way(self, ends: Sequence[Any], bit: int) -> tuple[list[JaxprEqn], set[Any]]:
         """Returns the operations on the way to results, in order, and the variables between."""

@@ -11,7 +11,7 @@ import optax
 
 from xtrainer.metrics import norms_per_param
 from xtrainer.state import TrainState
-from xtrainer.step.diagnose import Finding, find_nonfinite
+from xtrainer.step.diagnose import Finding, find_nonfinite, jit_once
 from xtrainer.step.gradients import (
     BatchGradient,
     divide_frozen,
@@ -141,7 +141,7 @@ class _Step:
         rng = jax.random.fold_in(state.rng, state.step)
         count, mutable = self.settings.accumulate_steps, state.mutable_variables
         pieces = split_rows(jax.tree.map(jnp.asarray, (batch, row_mask)), count, None)
-        run = jax.jit(self.part)
+        run = jit_once(self.part)
         results: list[BatchGradient] = []
         for index in range(count):
             part, mask = jax.tree.map(lambda x, i=index: x[i], pieces)
@@ -157,7 +157,7 @@ class _Step:
         arguments = {"params": state.params, "opt_state": state.opt_state}
         arguments |= {"mutable_variables": state.mutable_variables, "batch": batch}
         arguments |= {"row_mask": row_mask, "rng": rng}
-        if all_finite(jax.jit(self.update)(*arguments.values())):
+        if all_finite(jit_once(self.update)(*arguments.values())):
             return self.said(results, "", None, None)
         return self.said(results, "update", find_nonfinite(self.update, arguments), None)
 

@@ -26,6 +26,7 @@ from xtrainer.checkpoint.items import library_versions
 from xtrainer.data import LoaderPosition
 from xtrainer.launch import is_main_process, process_index
 from xtrainer.step import PlacedBatch, make_norms_fn
+from xtrainer.step.diagnose import jit_once
 from xtrainer.trainer.box_files import (
     BATCH,
     FORMAT,
@@ -141,7 +142,7 @@ class BlackBox:
         try:
             if self._norms is None:
                 parts = (trainer.loss_function, trainer.model.apply, trainer.step_settings())
-                self._norms = jax.jit(make_norms_fn(*parts))
+                self._norms = jit_once(make_norms_fn(*parts))
             state = trainer.state
             model = (state.params, state.mutable_variables)
             norms = self._norms(*model, batch.data, batch.row_mask, state.rng, step - 1)

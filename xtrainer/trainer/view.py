@@ -29,6 +29,7 @@ class TrainerView(LoopTrainer, Protocol):
     optimizer_config: OptimizerConfig | optax.GradientTransformation
     exmp_batch: BatchLike
     model: Any
+    optimizer: optax.GradientTransformation
     mesh: Mesh
     state: TrainState
     progress: Progress
