@@ -163,6 +163,8 @@ def run(config: Any) -> dict[str, dict[str, float]]:
         resume=config.get("resume", "auto"),
     )
     seconds = time.perf_counter() - start
+    if "test" not in results:  # a step was not finite
+        return results
     trigram = Trigram(loaders["train"].stream)
     val_rows = [row for name, row in results.items() if name.startswith("val_")]
     for name, metrics in (("val", val_rows[-1]), ("test", results["test"])):

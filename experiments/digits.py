@@ -131,7 +131,8 @@ def run(config: Any) -> dict[str, dict[str, float]]:
         num_epochs=config.num_epochs,
         resume=config.get("resume", "auto"),
     )
-    show("test", results["test"])
+    if "test" in results:  # not after a step that was not finite
+        show("test", results["test"])
     say(f"run folder: {trainer.log_path}")
     say(f"evaluate the best checkpoint: python experiments/evaluate.py {trainer.log_path}")
     return results

@@ -22,7 +22,9 @@ from xtrainer.types import HostMetrics
 ROWS = 4
 """Rows of a numbered batch."""
 
-HOOKS = tuple(name for name in vars(Hooks) if name.startswith("on_") or name == "finalize")
+ALL_HOOKS = tuple(name for name in vars(Hooks) if name.startswith("on_") or name == "finalize")
+HOOKS = tuple(name for name in ALL_HOOKS if name != "on_rollback")
+"""Those that are called in every run."""
 
 Batch = dict[str, np.ndarray]
 
@@ -151,7 +153,7 @@ def _recording(hook: str) -> Callable[..., None]:
     return call
 
 
-for _name in HOOKS:
+for _name in ALL_HOOKS:
     setattr(Recorder, _name, _recording(_name))
 
 

@@ -52,6 +52,14 @@ def test_the_guard_is_one_array() -> None:
     assert [leaf.shape for leaf in jax.tree.leaves(GuardState.create())] == [(4,)]
 
 
+def test_a_dynamic_scale_is_in_the_same_array() -> None:
+    guard = GuardState.create(15)
+    assert (guard.counts.shape, guard.counts.dtype) == ((6,), jnp.int32)
+    assert (int(guard.scale_exponent), int(guard.good_steps), int(guard.skipped)) == (15, 0, 0)
+    assert guard.keeps_scale
+    assert not GuardState.create().keeps_scale
+
+
 def test_a_guard_begins_with_nothing_refused() -> None:
     guard = GuardState.create()
     assert (int(guard.skipped), int(guard.consecutive), int(guard.first)) == (0, 0, 0)

@@ -18,6 +18,8 @@ with epy.lazy_api_imports(globals()):
     from xtrainer.callbacks import (
         Callback,
         CallbackConfig,
+        EarlyStopping,
+        EarlyStoppingConfig,
         ExtendedEvaluation,
         ExtendedEvaluationConfig,
         JaxProfilerConfig,
@@ -61,6 +63,8 @@ __all__ = [
     "CallbackConfig",
     "Config",
     "ConfigError",
+    "EarlyStopping",
+    "EarlyStoppingConfig",
     "ExtendedEvaluation",
     "ExtendedEvaluationConfig",
     "FileLoggerConfig",

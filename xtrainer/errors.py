@@ -53,6 +53,12 @@ class LoaderError(XTrainerError, ValueError):
     """A loader that is empty, exhausted or cannot be positioned."""
 
 
+class LoaderTimeoutError(LoaderError, TimeoutError):
+    """A loader that has given no batch for too long."""
+
+    exit_code = 124
+
+
 class MetricError(XTrainerError, KeyError):
     """A metric that is unknown or cannot be logged."""
 
@@ -91,14 +97,28 @@ class CheckpointWriteError(CheckpointError, OSError):
     exit_code = 4
 
 
+class NewerAttemptError(CheckpointWriteError):
+    """A process that may not save any more: another start of its run has taken its place."""
+
+
 class NoUsableCheckpointError(CheckpointError):
     """There are checkpoints, and none of them can be used."""
 
     exit_code = 5
 
 
+class FolderInUseError(XTrainerError, RuntimeError):
+    """Another run writes to the folder."""
+
+
 class PeerError(XTrainerError, RuntimeError):
     """Another process of the run has failed, or does not answer."""
+
+
+class HangError(XTrainerError, TimeoutError):
+    """A run in which nothing has moved on for longer than it may."""
+
+    exit_code = 124
 
 
 class MissingDependencyError(XTrainerError, ImportError):

@@ -18,15 +18,23 @@ class GuardState(flax.struct.PyTreeNode):
     costs time at every step.
 
     Attributes:
-        counts: int32 ``(4,)``: ``skipped``, ``consecutive``, ``first`` and ``ended``.
+        counts: int32 ``(4,)``: ``skipped``, ``consecutive``, ``first`` and ``ended``. Where the
+            scale of the loss is dynamic int32 ``(6,)``, with ``scale_exponent`` and
+            ``good_steps``, which a refused step may change.
     """
 
     counts: jax.Array
 
     @classmethod
-    def create(cls) -> "GuardState":
-        """Returns the state of a guard that has refused nothing."""
-        return cls(jnp.zeros((4,), jnp.int32))
+    def create(cls, scale_exponent: int | None = None) -> "GuardState":
+        """Returns the state of a guard that has refused nothing.
+
+        Args:
+            scale_exponent: Of the dynamic scale of the loss, to begin with; None: it has none.
+        """
+        if scale_exponent is None:
+            return cls(jnp.zeros((4,), jnp.int32))
+        return cls(jnp.array((0, 0, 0, 0, scale_exponent, 0), jnp.int32))
 
     @property
     def skipped(self) -> jax.Array:
@@ -48,6 +56,21 @@ class GuardState(flax.struct.PyTreeNode):
         """int32 ``()``, what processes of the run said when they ended it together, 0 where it
         goes on; see ``xtrainer.step.signals``. Until it is 0 again no step is taken."""
         return self.counts[3]
+
+    @property
+    def keeps_scale(self) -> bool:
+        """Whether there is a dynamic scale of the loss."""
+        return self.counts.shape[0] == 6
+
+    @property
+    def scale_exponent(self) -> jax.Array:
+        """int32 ``()``, of the dynamic scale of the loss, a power of two."""
+        return self.counts[4]
+
+    @property
+    def good_steps(self) -> jax.Array:
+        """int32 ``()``, steps accepted since that scale was changed."""
+        return self.counts[5]
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -76,6 +99,7 @@ class TrainState(flax.struct.PyTreeNode):
         optimizer: optax.GradientTransformation,
         rng: PRNGKey,
         mutable_variables: dict[str, Any] | None = None,
+        guard: GuardState | None = None,
     ) -> "TrainState":
         """Returns the state before the first step.
 
@@ -90,7 +114,7 @@ class TrainState(flax.struct.PyTreeNode):
             opt_state=optimizer.init(params),
             mutable_variables=dict(mutable_variables or {}),
             rng=rng,
-            guard=GuardState.create(),
+            guard=guard or GuardState.create(),
         )
 
 

@@ -12,8 +12,10 @@ import zoo
 
 import xtrainer as xt
 from xtrainer.callbacks import checkpoint as module
-from xtrainer.checkpoint import CheckpointManager, list_steps
-from xtrainer.errors import CheckpointError, CheckpointWriteError, ConfigError
+from xtrainer.checkpoint import list_steps
+from xtrainer.checkpoint.commit import begin_attempt
+from xtrainer.checkpoint.under_way import Save
+from xtrainer.errors import CheckpointError, CheckpointWriteError, ConfigError, NewerAttemptError
 
 Make = Callable[..., xt.ModelCheckpointConfig]
 
@@ -116,13 +118,13 @@ def test_after_an_error_the_last_good_step_is_saved_on_request(
 
 def fails(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
     """Lets the disk be full while the checkpoints of some steps are written."""
-    commit = CheckpointManager._commit
+    commit = Save.commit
 
-    def commit_or_fail(self: Any, step: int, *args: Any) -> None:
-        with zoo.full_disk(2**11) if step in steps else contextlib.nullcontext():
-            commit(self, step, *args)
+    def commit_or_fail(self: Save, *args: Any) -> None:
+        with zoo.full_disk(2**11) if self.step in steps else contextlib.nullcontext():
+            commit(self, *args)
 
-    monkeypatch.setattr(CheckpointManager, "_commit", commit_or_fail)
+    monkeypatch.setattr(Save, "commit", commit_or_fail)
 
 
 @pytest.mark.parametrize("enable_async_checkpointing", [True, False])
@@ -159,6 +161,20 @@ def test_some_saves_may_fail(
         stage.begin(config).train_model(probes.numbered(12), num_epochs=1)
     assert list_steps(tmp_path) == [2, 8, 12]
     assert caplog.text.count("failed") >= 3
+
+
+def test_a_run_that_was_replaced_ends_however_many_saves_may_fail(
+    stage: probes.Repeatable, tmp_path: Path, saving: Make
+) -> None:
+    def replace(trainer: Any, metrics: Any, epoch: int, step: int) -> None:
+        if step == 4:
+            begin_attempt(tmp_path)
+
+    config = saving(every_n_steps=1, max_failed_saves=99, enable_async_checkpointing=False)
+    trainer = stage.begin(config, probes.acting("on_training_step", replace))
+    with pytest.raises(NewerAttemptError, match="attempt 2 writes here"):
+        trainer.train_model(probes.numbered(1000), num_epochs=1)
+    assert (list_steps(tmp_path), trainer.global_step) == ([1, 2, 3, 4], 5)
 
 
 def test_more_than_that_may_not(

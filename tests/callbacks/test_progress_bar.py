@@ -225,3 +225,18 @@ def test_an_evaluation_has_a_bar_where_bars_are_enabled(
     assert stream.getvalue() == ""
     stage.begin(enable_progress_bar=True).eval_model(VAL)
     assert "/3 [" in stream.getvalue() and "val" in stream.getvalue()
+
+
+def test_a_terminal_that_takes_nothing_does_not_hold_up_the_end_of_a_run(
+    stage: probes.Repeatable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("xtrainer.callbacks.progress_bar._JOIN_S", 0.05)
+    taken = threading.Event()
+    (bar,) = stage.begin(BAR).callbacks
+    assert isinstance(bar, ProgressBar)
+    bar.bar, bar._ended = object(), threading.Event()  # drawing on it would be an error
+    bar._thread = threading.Thread(target=taken.wait, args=(60,), daemon=True)
+    bar._thread.start()
+    bar.finalize("finished")
+    assert bar.bar is None and bar._thread is None
+    taken.set()

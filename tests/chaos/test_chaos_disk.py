@@ -200,3 +200,56 @@ def test_more_failures_than_allowed_end_the_run(
     assert list(folder.glob("*.saving")) == []
     for step in list_steps(folder):
         assert choose_usable(folder, step).folder == folder / str(step)
+
+
+ROWS = 150
+"""So many that what is left of a page of each file is used up."""
+
+
+@pytest.mark.parametrize("disk", ["disk_0"], indirect=True)
+@pytest.mark.parametrize("is_freed", [True, False])
+def test_a_disk_that_is_full_for_logs_costs_neither_steps_nor_checkpoints(
+    disk: SmallDisk,
+    stage: probes.Repeatable,
+    tmp_path: Path,
+    is_freed: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("xtrainer.loggers.guarded._FIRST_PAUSE_S", 0.0)
+    twin = stage.begin()
+    train(twin, ROWS)
+    end = probes.learned(twin)
+    checkpoints = tmp_path / "checkpoints"
+    config = xt.ModelCheckpointConfig(
+        log_path=str(checkpoints), every_n_steps=30, max_to_keep=None, every_n_epochs=99
+    )
+    acts = {10: disk.fill} | ({120: disk.free} if is_freed else {})
+    when = lambda trainer, metrics, epoch, step: acts.get(step, lambda: None)()  # noqa: E731
+    trainer = stage.begin(probes.acting("on_training_step", when), config)
+    logger = xt.LoggerConfig(
+        log_path=str(disk.folder / "run"), write_interval_s=0.0, console_interval_s=0.0,
+        tool_retries=1000 if is_freed else 5,
+    )  # fmt: skip
+    trainer.init_logger(logger)
+    with caplog.at_level(logging.INFO, logger="xtrainer"):
+        train(trainer, ROWS)
+    assert trainer.stop_reason is StopReason.FINISHED
+    probes.assert_same_course(probes.learned(trainer), end)
+    assert list_steps(checkpoints) == [30, 60, 90, 120, 150]
+    steps = [row["step"] for row in xt.read_metrics(disk.folder / "run") if row["set"] == "train"]
+    table = (disk.folder / "run" / "metrics_train.csv").read_text().splitlines()
+    assert [int(line.split(",")[0]) for line in table[1:]] == steps
+    messages = [record.getMessage() for record in caplog.records]
+    first = [record for record in caplog.records if "FileLogger has failed." in record.getMessage()]
+    assert len(first) == 1 and first[0].exc_info is not None
+    assert "Messages cannot be written to" in capsys.readouterr().err
+    assert any("output_0.log" in text and "could not be written" in text for text in messages)
+    if is_freed:
+        assert steps == list(range(1, ROWS + 1))
+        assert "FileLogger works again." in messages
+    else:
+        assert 10 <= len(steps) < ROWS and steps == list(range(1, len(steps) + 1))
+        lost = ROWS - len(steps) + 8  # and the rows of the epochs
+        assert f"FileLogger: {lost} rows were lost in all." in messages

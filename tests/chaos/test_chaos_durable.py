@@ -17,7 +17,7 @@ def test_everything_is_synced_before_the_rename_that_makes_a_step(tmp_path: Path
     log, run = tmp_path / "calls", tmp_path / "run"
     worker = chaos_zoo.WORKER.parent / "save_once.py"
     syscalls.trace([sys.executable, str(worker), str(run)], log, chaos_zoo.environ("", 1, run))
-    saving, step = str(run / "checkpoints" / "2.saving"), str(run / "checkpoints" / "2")
+    saving, step = str(run / "checkpoints" / "2.1.saving"), str(run / "checkpoints" / "2")
     disk, names, commits, after = syscalls.Disk(), set(), 0, None
     for call, arguments, opened in syscalls.calls_of(log):
         if syscalls.renamed(call, arguments) == [saving, step]:

@@ -22,8 +22,8 @@ from xtrainer.checkpoint import (
     read_meta,
     removal,
     restore_state,
+    under_way,
 )
-from xtrainer.checkpoint import manager as manager_module
 from xtrainer.errors import CheckpointError, CheckpointNotFoundError
 
 NAN = float("nan")
@@ -270,15 +270,14 @@ def test_a_failed_save_without_async_is_raised_at_once(tmp_path, large):
 
 
 def test_a_save_that_does_not_end_fails_after_a_while(tmp_path, small, monkeypatch):
-    may_end, seal = threading.Event(), manager_module.seal
+    may_end, seal = threading.Event(), under_way.seal
 
     def seal_later(*args):
         may_end.wait(timeout=60)
         return seal(*args)
 
-    monkeypatch.setattr(manager_module, "seal", seal_later)
-    monkeypatch.setattr(manager_module, "SAVE_LIMIT_S", 0.3)
-    manager = CheckpointManager(tmp_path)
+    monkeypatch.setattr(under_way, "seal", seal_later)
+    manager = CheckpointManager(tmp_path, save_timeout_s=0.3)
     manager.save(1, small)
     with pytest.raises(CheckpointError, match="step 1 failed .*it has taken more than 0.3 s"):
         manager.wait()
@@ -322,6 +321,7 @@ def test_opening_removes_what_failed_saves_left_and_nothing_else(save_steps, tmp
     save_steps({1: None, 2: None})
     (tmp_path / "2" / "COMMIT.json").unlink()
     (tmp_path / "3.saving" / "state").mkdir(parents=True)
+    (tmp_path / "3.12.saving" / "state").mkdir(parents=True)
     (tmp_path / "4.removed" / "state").mkdir(parents=True)
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes.removed").mkdir()

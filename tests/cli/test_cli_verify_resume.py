@@ -6,32 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from experiment_zoo import SMALL, write_experiment
+from experiment_zoo import SMALL, TRAINED, write_experiment
 
 from xtrainer.cli.main import main
 from xtrainer.loggers import FileLoggerConfig
 from xtrainer.testing import Difference, Journal, choose_kills, compare, read_journal
-
-TRAINED = SMALL.replace(
-    'xt.TrainerConfig(logger=xt.LoggerConfig(log_path="runs/small"))',
-    "xt.TrainerConfig(callbacks=[xt.ModelCheckpointConfig(every_n_steps=4, "
-    "enable_async_checkpointing=False)], "
-    'logger=xt.LoggerConfig(log_path="runs/small", log_every_n_steps=3))',
-)
-TRAINED += """
-
-def run(config):
-    import os
-    import numpy as np
-
-    seed = int.from_bytes(os.urandom(3), "big") if config.data.random else 0
-    inputs = np.random.default_rng(seed).normal(size=(96, 8)).astype(np.float32)
-    loader = xt.ArrayLoader({"inputs": inputs}, config.data.batch_size, shuffle=True, seed=1)
-    make_trainer(config).train_model(loader, num_epochs=config.num_epochs, resume=config.resume)
-"""
-TRAINED = TRAINED.replace(
-    '"data": {"batch_size": 16}', '"resume": "auto", "data": {"batch_size": 16, "random": False}'
-)
 
 
 def test_a_run_that_goes_on_exactly_is_found_the_same(

@@ -15,7 +15,7 @@ from absl import flags
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xtrainer.data import Batch, GrainLoader, LoaderPosition, LoaderSource
+from xtrainer.data import Batch, GrainLoader, LoaderPosition, LoaderSource, Prefetcher
 from xtrainer.errors import LoaderError, MissingDependencyError
 from xtrainer.types import DataShard
 
@@ -451,6 +451,31 @@ def test_an_error_in_a_worker_comes_back_with_the_index():
         assert next(batches)["x"].tolist() == [0, 1, 2, 3]
         with pytest.raises(LoaderError, match="Stubborn: no 6 on reading sample 6 of the source"):
             next(batches)
+    finally:
+        loader.close()
+
+
+class Slow(Numbers):
+    def __getitem__(self, index):
+        time.sleep(0.02)
+        return super().__getitem__(index)
+
+
+@pytest.mark.processes
+def test_a_worker_that_is_killed_is_an_error_with_its_batch_and_not_a_hang():
+    loader = GrainLoader(Slow(64), 2, num_workers=1)
+    source = LoaderSource(loader, "train")
+    try:
+        with Prefetcher(source, lambda batch: batch) as batches:
+            next(batches)
+            for worker in multiprocessing.active_children():
+                os.kill(worker.pid, signal.SIGKILL)
+            start = time.monotonic()
+            with pytest.raises(RuntimeError, match="Worker process was terminated") as caught:
+                list(batches)
+        assert time.monotonic() - start < 10.0
+        read = source.position.batches
+        assert f"while reading batch {read + 1} of the 'train' loader" in caught.value.__notes__
     finally:
         loader.close()
 

@@ -125,3 +125,14 @@ def test_other_threads_do_not_speak(service: Service, monkeypatch: pytest.Monkey
             str(error)
         )
     assert service.values == {}
+
+
+def test_waits_may_be_allowed_more_time_and_never_less(service: Service) -> None:
+    def speak(index: int) -> list[float]:
+        limits, own = [], exchange._exchange()
+        for seconds in (5.0, 5000.0):
+            with exchange.allowing(seconds):
+                limits.append(own.timeout_s)
+        return [*limits, own.timeout_s]
+
+    assert service.on_all(speak) == [[300.0, 5000.0, 300.0]] * 3

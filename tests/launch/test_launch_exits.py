@@ -96,3 +96,28 @@ def test_a_program_whose_steps_are_not_finite_ends_with_3() -> None:
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode == 3, result.stderr
     assert "NONFINITE" in result.stdout
+
+
+STUCK = """
+import threading, time
+from xtrainer.launch.exits import leave_in_any_case
+threading.Thread(target=time.sleep, args=(100,)).start()
+leave_in_any_case(4, 0.2)
+leave_in_any_case(4, 100.0)  # one thread is enough
+print("the end", flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [("", 4), ("raise errors.HangError('x')", 124), ("raise ValueError('plain')", 1)],
+)
+def test_a_thread_that_is_stuck_does_not_hold_up_the_end(body: str, code: int) -> None:
+    result = run(STUCK + body)  # within its timeout
+    assert (result.returncode, result.stdout.split()[:2]) == (code, ["the", "end"])
+
+
+def test_where_no_thread_is_stuck_the_program_ends_as_it_would() -> None:
+    result = run("from xtrainer.launch.exits import leave_in_any_case\nleave_in_any_case(4, 60.0)")
+    assert result.returncode == 0
+    assert "last words" in result.stdout

@@ -1,5 +1,6 @@
 """Does a process that fails end the others, and only when they have not ended by themselves?"""
 
+import json
 import threading
 import time
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 from coordination_zoo import Service
 
-from xtrainer.errors import PeerError
+from xtrainer.errors import HangError, PeerError
 from xtrainer.launch import exits, peers
 
 GRACE_S = 0.3
@@ -29,8 +30,8 @@ def service(monkeypatch: pytest.MonkeyPatch) -> Any:
         ended.append((code, time.monotonic()))
         raise Ended
 
-    monkeypatch.setattr(peers.os, "_exit", leave)
-    monkeypatch.setattr(peers.logging, "shutdown", lambda: None)
+    monkeypatch.setattr(exits.os, "_exit", leave)
+    monkeypatch.setattr(exits.logging, "shutdown", lambda: None)
     found.ended = ended  # type: ignore[attr-defined]
     yield found
     monkeypatch.setattr(peers, "coordination_client", lambda: None)  # ends the watching threads
@@ -237,3 +238,67 @@ def test_a_second_watch_keeps_the_grace_unless_it_gives_another(service: Any) ->
     assert made._grace_s == 7.0
     made.start(3.0)
     assert made._grace_s == 3.0
+
+
+def test_a_hang_ends_the_others_at_once_and_with_its_code(
+    service: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service.as_process(1)
+    first = watcher()
+    first.announce(HangError("nothing moves on"))
+    service.values["xtrainer/leaving/1"] = ""
+    service.as_process(0)
+    begin = time.monotonic()
+    wait_for(watching(watcher(grace_s=60.0)))
+    ((code, at),) = service.ended
+    assert code == 124 and at - begin < 10.0
+    assert "nothing moves on" in capsys.readouterr().err
+
+
+def test_of_several_failures_a_hang_is_shown_first_and_gives_the_code(
+    service: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = watcher()
+    made.announce(failure("the connection is gone"))
+    service.values["xtrainer/failures/1/0"] = '{"text": "a hang", "code": 124, "absent": []}'
+    service.values["xtrainer/leaving/1"] = ""
+    words: list[str] = []
+    made.last_words.append(words.append)
+    made._read()
+    with pytest.raises(Ended):
+        made._leave()
+    assert service.ended[0][0] == 124
+    said = capsys.readouterr().err
+    assert said.index("a hang") < said.index("the connection is gone")
+    assert words[0].startswith("Process 1 has failed, so process 0 ends:\na hang")
+
+
+def test_last_words_that_do_not_end_are_cut_short(
+    service: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peers, "_LAST_WORDS_S", 0.05)
+    may_end = threading.Event()
+    made = watcher()
+    made.last_words.append(lambda text: may_end.wait(60))
+    service.values["xtrainer/leaving/1"] = ""
+    made.announce(failure("broken"))
+    with pytest.raises(Ended):
+        made._leave()
+    may_end.set()
+
+
+def test_nobody_waits_for_a_process_that_is_missing(service: Any) -> None:
+    made, begin = watcher(grace_s=60.0), time.monotonic()
+    with pytest.raises(Ended):
+        made.depart(HangError("process 1 is missing"), absent=[1])
+    ((code, at),) = service.ended
+    assert code == 124 and at - begin < 10.0
+    said = json.loads(service.values["xtrainer/failures/0/0"])
+    assert said["absent"] == [1] and said["code"] == 124
+
+
+def test_where_the_main_process_is_missing_nobody_is_told(service: Any) -> None:
+    service.as_process(1)
+    with pytest.raises(Ended):
+        watcher().depart(HangError("process 0 is missing"), absent=[0])
+    assert service.values == {} and service.ended[0][0] == 124

@@ -8,10 +8,14 @@ from typing import Any
 
 import probes
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import xtrainer as xt
 from xtrainer.errors import ConfigError, MissingDependencyError
 from xtrainer.loggers import LoggerConfig, MLflowLoggerConfig
+
+ODD = ["", "/", "//a", "a//b", "a/", "..", ".", "../x", "a/./b", "a/../b", "__proto__", "x" * 300]
 
 
 @pytest.fixture
@@ -130,3 +134,27 @@ def test_a_missing_package_gives_the_line_that_installs_it(
     monkeypatch.setitem(sys.modules, "mlflow.tracking", None)
     with pytest.raises(MissingDependencyError, match=r'pip install "xtrainer\[mlflow\]"'):
         MLflowLoggerConfig().create(tmp_path)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.text(max_size=300) | st.sampled_from(ODD), unique=True, max_size=6))
+def test_any_names_become_names_that_mlflow_takes_and_that_differ(keys: list[str]) -> None:
+    check = importlib.import_module("mlflow.utils.validation")._validate_metric_name
+    logger = make("file:nowhere")
+    names = [logger._name(f"train/{key}") for key in keys]
+    assert len(set(names)) == len(keys)
+    for name in names:
+        check(name)
+
+
+@pytest.mark.parametrize("keys", [("a?", "a!"), ("..", "__"), ("x" * 300, "x" * 301)])
+def test_names_that_mlflow_cannot_tell_apart_are_two_metrics(
+    store: str, keys: tuple[str, str]
+) -> None:
+    logger = make(store)
+    logger.log_metrics({keys[0]: 1.0, keys[1]: 2.0}, 1, "val", 1)
+    logger.finalize("completed")
+    found = {
+        key: value for key, value in only_run(store).data.metrics.items() if "epoch" not in key
+    }
+    assert sorted(found.values()) == [1.0, 2.0]

@@ -68,7 +68,14 @@ def test_the_run_is_named_after_its_folder_and_sends_no_code(tmp_path):
     (arguments,) = package.inits
     assert arguments["name"] == "run_a"
     assert (arguments["project"], arguments["mode"], arguments["tags"]) == ("p", "offline", ["x"])
-    assert arguments["settings"] == {"save_code": False, "disable_git": True, "console": "off"}
+    quiet = {"save_code": False, "disable_git": True, "console": "off", "x_disable_meta": True}
+    assert arguments["settings"] == quiet
+
+
+def test_a_secret_in_the_name_is_not_sent(tmp_path):
+    logger, package = make(tmp_path, name="of https://me:pw@host")
+    logger.open()
+    assert package.inits[0]["name"] == "of https://***@host"
 
 
 @pytest.mark.parametrize(("status", "code"), [("completed", 0), ("stopped", 0), ("failed", 1)])

@@ -188,3 +188,12 @@ def test_the_refused_step_that_ends_a_run_is_handed_out() -> None:
         in_flight.push(refusing(row)[0], [LoaderPosition(0, number + 1)], [batches[number]])
     in_flight.drain()
     assert in_flight.take_refused() == [(2, batches[1], LoaderPosition(0, 1))]
+
+
+def test_a_step_that_has_but_lowered_the_scale_of_the_loss_is_no_refused_one() -> None:
+    in_flight = started(1)
+    batches: Any = [object()]
+    for number, row in enumerate([(1, 0, 0, 0), (2, 1, 0, 0), (3, 1, 0, 0)]):
+        in_flight.push(refusing(row)[0], [LoaderPosition(0, number + 1)], batches)
+    in_flight.drain()
+    assert not in_flight.trouble and in_flight.take_refused() == []

@@ -165,6 +165,26 @@ def test_large_parts_of_long_runs_are_warned_of(
     assert bool(caplog.records) is warns
 
 
+@pytest.mark.parametrize(("waited", "warns"), [(4, True), (3, False)])
+def test_a_loader_that_takes_much_of_a_run_is_named(
+    ledger: Ledger, clock: Clock, caplog: pytest.LogCaptureFixture, waited: int, warns: bool
+) -> None:
+    with ledger.spent("step"):
+        with ledger.waiting("train"):
+            clock.pass_s(1.0)
+        clock.pass_s(39.0)
+    ledger.waited("train", "step", waited - 0.5)
+    ledger.waited("val", "step", 0.5)
+    assert ledger.waits == {"train": waited + 0.5, "val": 0.5}
+    assert ledger.seconds["data_wait"] == waited + 1.0
+    assert ledger.total == 40.0
+    with caplog.at_level(logging.WARNING):
+        ledger.warn_of_large_parts()
+    said = f"The run is data-bound: it has waited {waited}.5 s, 11 % of its time, for the 'train' "
+    assert (said in caplog.text) is warns
+    assert bool(caplog.records) is warns
+
+
 # A run with planted delays.
 
 
@@ -244,6 +264,7 @@ def test_the_wait_for_a_slow_loader_is_found_in_its_account(stage: probes.Repeat
         trainer.train_model(slow(), num_epochs=1)
     finally:
         trainer.ledger = kept
+    assert ledger.waits["train"] >= 0.9 * 3 * 0.05
     assert ledger.seconds["data_wait"] >= 0.9 * 3 * 0.05  # the first may be read ahead of the steps
     assert all(seconds >= 0 for seconds in ledger.seconds.values())
 

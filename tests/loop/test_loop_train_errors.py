@@ -169,7 +169,7 @@ def test_every_tool_of_a_run_folder_is_closed(stage: probes.Repeatable, tmp_path
     trainer = stage.begin(failing("on_training_step", 3), folder=tmp_path)
     with pytest.raises(Planted):
         train(trainer)
-    tool = trainer.logger.tools[-1].tool
+    tool = trainer.logger.tools[-1].tool.tool
     files = [tool._rows, *tool._tables.values()]
     assert files == [None]
 

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -91,6 +91,7 @@ def run_processes(
     *arguments: str,
     timeout_s: float = TIMEOUT_S,
     optimized: bool = False,
+    left: Collection[int] = (),
 ) -> Run:
     """Runs a worker in several processes of one run and returns how they ended.
 
@@ -102,6 +103,7 @@ def run_processes(
         arguments: Further arguments.
         timeout_s: All are killed after this time.
         optimized: Whether XLA takes its time to make the programs fast.
+        left: Processes that cannot end: they are killed when the others have.
 
     Raises:
         AssertionError: If they take longer; with the ends of what they wrote.
@@ -118,7 +120,7 @@ def run_processes(
             stack.enter_context(_started(command, _environ(i, count, flags, address), *logs[i]))
             for i in range(count)
         ]
-        ends = _wait(members, time.monotonic() + timeout_s)
+        ends = _wait(members, left, time.monotonic() + timeout_s)
     texts = [[Path(log.name).read_text("utf-8", "replace") for log in pair] for pair in logs]
     if None in ends:
         tails = "\n".join(
@@ -134,13 +136,18 @@ def run_processes(
     )
 
 
-def _wait(members: list[subprocess.Popen[str]], deadline: float) -> list[float | None]:
+def _wait(
+    members: list[subprocess.Popen[str]], left: Collection[int], deadline: float
+) -> list[float | None]:
     """Returns when each process was gone, None for one that is still there at the deadline."""
     ends: list[float | None] = [None] * len(members)
     while None in ends and time.monotonic() < deadline:
         for index, member in enumerate(members):
             if ends[index] is None and member.poll() is not None:
                 ends[index] = time.time()
+        if all(end is not None or index in left for index, end in enumerate(ends)):
+            for index in left:
+                members[index].kill()
         time.sleep(0.02)
     return ends
 

@@ -40,7 +40,8 @@ NAMES = [
     "plain-",
     *(f"{name}-{who}" for name in (*UNEVEN, *ERRORS, "stop", "nan", "scalar") for who in "01"),
     *("length_too_small-0", "stop-01", "stop_at_epoch_end-0", "stop_in_validation-1"),
-    *("stop_on_last-1", "skipped_nan-1", "configs-1", "plan-1", "step-1"),
+    *("early_stopping-01", "stop_on_last-1", "skipped_nan-1", "configs-1", "plan-1", "step-1"),
+    "folder-0",
     "plain-1",
 ]
 """All scenarios, one after another in one run; the last says that they have left it usable."""
@@ -176,6 +177,22 @@ def test_a_stop_is_taken_at_the_step_of_a_run_of_one_process(
     assert_whole(run.folder / f"{name}-{who}" / "checkpoints", found[0]["steps"])
 
 
+def test_early_stopping_ends_all_at_the_step_of_a_run_of_one_process(
+    run: process_zoo.Run, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    found = values(run, "early_stopping-01")
+    expected = alone("early_stopping-", str(tmp_path_factory.getbasetemp() / "early_stopping"))
+    assert expected["reason"] == "REQUESTED"
+    assert 2 < expected["step"][0] < 10
+    for one in found:
+        stands = one["stands"]
+        assert [stands[k] for k in ("reason", "step")] == [expected[k] for k in ("reason", "step")]
+        said = f"Process 0 asked for it. {expected['detail']}".split(": ")
+        assert stands["detail"].split(": ")[:2] == said[:2]
+        assert one["steps"][-1] == expected["step"][0]
+    assert_one_state([one["stands"] for one in found], expected)
+
+
 def test_a_stop_with_the_last_step_is_heard_by_all(run: process_zoo.Run) -> None:
     found = values(run, "stop_on_last-1")
     for one in found:
@@ -227,6 +244,15 @@ def test_a_plan_or_a_start_that_differs_is_refused_on_every_process(
         assert one["raised"] == "PeerError"
         assert "Process 1 would train from" in one["traceback"]
         assert all(part in one["traceback"] for part in parts)
+
+
+def test_a_folder_in_which_another_run_trains_is_refused_on_every_process(
+    run: process_zoo.Run,
+) -> None:
+    for index, one in enumerate(run.said("folder-0")):
+        assert one["error"] == ("PeerError" if index else "FolderInUseError")
+        assert "found that it is in use by process" in one["text"]
+    assert list((run.folder / "folder-0" / "checkpoints").iterdir()) == []
 
 
 @pytest.mark.parametrize("who", [0, 1])

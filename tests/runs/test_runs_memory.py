@@ -16,10 +16,9 @@ from xtrainer.checkpoint import list_steps
 
 TESTS = Path(__file__).resolve().parents[1]
 HUNGRY = """
-import resource, sys, time
+import mmap, resource, sys
 from pathlib import Path
 sys.path[:0] = {paths!r}
-import jax
 import jax.numpy as jnp
 import probes, zoo
 import xtrainer as xt
@@ -29,8 +28,8 @@ class Hungry(probes.Traced):
         loss, rest = super().loss_function(params, apply_fn, batch, rng, train)
         if not train:
             return loss, rest
-        # 400 MB that no compiler can do without.
-        x = jnp.arange(10_000, dtype=jnp.float32) * batch["ids"].sum()
+        # 200 MB that no compiler can do without.
+        x = jnp.arange(5_000, dtype=jnp.float32) * batch["ids"].sum()
         square = jnp.sin(x[:, None] + x[None, :] + params["Dense_0"]["bias"][0])
         return loss + 0 * (square @ square[:, :1]).sum(), rest
 
@@ -38,20 +37,31 @@ folder = Path(sys.argv[1])
 trainer = probes.traced(
     trainer_class=Hungry,
     logger=zoo.file_logger(folder),
-    callbacks=[xt.ModelCheckpointConfig(every_n_steps=2, every_n_epochs=99)],
+    callbacks=[xt.ModelCheckpointConfig(every_n_epochs=99, save_on_start=True)],
 )
 
-def limit(trainer, *args):
-    if trainer.global_step == 3 and sys.argv[2] == "limited":
-        while not (folder / "checkpoints" / "2").exists():
-            time.sleep(0.01)
-        jax.block_until_ready(trainer.state.params)  # the square of this step is gone by now
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-        size = pages * resource.getpagesize() + 100 * 2**20
-        resource.setrlimit(resource.RLIMIT_AS, (size, size))
+def has_room():
+    try:
+        mmap.mmap(-1, 60 * 2**20).close()
+    except OSError:
+        return False
+    return True
 
-trainer.callbacks.append(probes.acting("on_training_step", limit)(trainer))
-trainer.train_model(probes.numbered(5), probes.numbered(1, first=9), num_epochs=1)
+def limit(trainer, *args):
+    saved = (folder / "checkpoints" / "0").exists()
+    if not saved or sys.argv[2] != "limited":
+        return
+    size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    while has_room():  # what the last step has taken may be given back meanwhile
+        resource.setrlimit(resource.RLIMIT_AS, (size, -1))
+        size -= 20 * 2**20
+
+def free(trainer, *args):
+    resource.setrlimit(resource.RLIMIT_AS, (-1, -1))  # only the device has none: not what follows
+
+trainer.callbacks.insert(0, probes.acting("on_training_step", limit)(trainer))
+trainer.callbacks.insert(0, probes.acting("on_exception", free)(trainer))
+trainer.train_model(probes.numbered(7), probes.numbered(1, first=9), num_epochs=2)
 print("ended", trainer.global_step)
 """
 
@@ -72,9 +82,9 @@ def test_without_memory_a_step_fails_and_the_checkpoint_is_gone_on_from(tmp_path
     assert "RESOURCE_EXHAUSTED" in failed.stderr
     assert "There was not enough memory at step" in failed.stderr
     assert "bytes, and a batch has 4 rows over 1 devices in 1 parts" in failed.stderr
-    assert list_steps(tmp_path / "checkpoints") == [2]
+    assert 0 in list_steps(tmp_path / "checkpoints")
     again = hungry(tmp_path, "unlimited")
-    assert (again.returncode, again.stdout.split()[-2:]) == (0, ["ended", "5"]), again.stderr
+    assert (again.returncode, again.stdout.split()[-2:]) == (0, ["ended", "14"]), again.stderr
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """Are the rows of a run that failed and went on those of an unbroken one, to the last bit?"""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from xtrainer.loop import StopReason
 from xtrainer.trainer import saving
 
 STEPS = 11
-SAVING = xt.ModelCheckpointConfig(every_n_steps=3, every_n_epochs=99, max_to_keep=None)
+SAVING = xt.ModelCheckpointConfig(
+    every_n_steps=3, every_n_epochs=99, max_to_keep=None, save_on_exception=False
+)  # an error stands for a kill here
 
 
 class Planted(Exception):
@@ -39,10 +42,16 @@ def stage() -> probes.Repeatable:
 
 
 def train(
-    stage: probes.Repeatable, folder: Path, *callbacks: Any, every: int = 4, **options: Any
+    stage: probes.Repeatable,
+    folder: Path,
+    *callbacks: Any,
+    every: int = 4,
+    saves: bool = False,
+    **options: Any,
 ) -> Any:
     """Runs eleven steps in passes of five batches, the last of them smaller."""
-    trainer = stage.begin(*callbacks, SAVING, folder=folder, every=every, check_val_every_n_steps=2)
+    saving = dataclasses.replace(SAVING, save_on_exception=saves)
+    trainer = stage.begin(*callbacks, saving, folder=folder, every=every, check_val_every_n_steps=2)
     data = [*probes.numbered(4), probes.one(5, rows=2)]
     val = probes.numbered(2, first=100)
     trainer.train_model(data, val, num_train_steps=STEPS, **options)
@@ -68,6 +77,19 @@ def test_rows_and_state_are_those_of_an_unbroken_run(
         with pytest.raises(Planted):
             train(stage, tmp_path / "broken", fail_at(step), every=every)
     trainer = train(stage, tmp_path / "broken", every=every)
+    probes.assert_same_course(probes.learned(trainer), end)
+    assert all_rows(tmp_path / "broken") == all_rows(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("every", [1, 4, 50])
+def test_rows_and_state_are_the_same_where_each_failure_was_saved(
+    stage: probes.Repeatable, tmp_path: Path, every: int
+) -> None:
+    end = probes.learned(train(stage, tmp_path / "whole", every=every))
+    for step in (2, 3, 5, 6, 9, 10, 11):
+        with pytest.raises(Planted):
+            train(stage, tmp_path / "broken", fail_at(step), every=every, saves=True)
+    trainer = train(stage, tmp_path / "broken", every=every, saves=True)
     probes.assert_same_course(probes.learned(trainer), end)
     assert all_rows(tmp_path / "broken") == all_rows(tmp_path / "whole")
 

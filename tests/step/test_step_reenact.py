@@ -10,7 +10,7 @@ import pytest
 import step_zoo
 
 from xtrainer.parallel import ParallelConfig
-from xtrainer.step import StepReport, StepSettings, make_train_step
+from xtrainer.step import PrecisionConfig, StepReport, StepSettings, make_train_step
 from xtrainer.step.reenact import StepDiagnosis, diagnose_step
 
 ROWS = 8
@@ -184,3 +184,13 @@ def test_a_state_on_several_devices_is_diagnosed_as_it_lies() -> None:
     assert result.finding is not None and result.finding.place is not None
     assert result.finding.place.module == "Blocks/block_1"
     assert dataclasses.is_dataclass(result)
+
+
+@pytest.mark.parametrize("scale", [None, 2.0**24])
+def test_the_scale_of_the_loss_is_that_of_the_step(scale: float | None) -> None:
+    precision = PrecisionConfig(compute_dtype="float16", loss_scale=scale)
+    result = diagnose(precision=precision)
+    assert result.phase == ("" if scale is None else "backward pass")
+    if scale is not None:
+        assert result.finding is not None and result.finding.place is not None
+        assert result.finding.place.dtype == "float16" and result.finding.place.backward

@@ -127,7 +127,9 @@ def test_a_save_under_way_is_finished_when_a_callback_fails(
         if step == 3:
             raise RuntimeError("after the save")
 
-    checkpoint = xt.ModelCheckpointConfig(every_n_steps=2, log_path=str(tmp_path))
+    checkpoint = xt.ModelCheckpointConfig(
+        every_n_steps=2, log_path=str(tmp_path), save_on_exception=False
+    )
     trainer = stage.begin(checkpoint, probes.acting("on_training_step", fail_later))
     with pytest.raises(RuntimeError, match="after the save"):
         trainer.train_model(probes.numbered(4), num_epochs=1)

@@ -17,7 +17,13 @@ from xtrainer.checkpoint import (
     differing_replicas,
     note_failed_start,
 )
-from xtrainer.errors import CheckpointError, CheckpointWriteError, MetricError, did_you_mean
+from xtrainer.errors import (
+    CheckpointError,
+    CheckpointWriteError,
+    MetricError,
+    NewerAttemptError,
+    did_you_mean,
+)
 from xtrainer.launch import broadcast, is_main_process, process_count
 from xtrainer.types import HostMetrics
 
@@ -50,8 +56,10 @@ class ModelCheckpointConfig(CallbackConfig):
     """Write while training goes on."""
     save_on_start: bool = False
     """Save before the first step, where no checkpoint of it is there."""
-    save_on_exception: bool = False
-    """Save when an error ends the run; of a single process only, since others may be gone."""
+    save_on_exception: bool = True
+    """Save the last good step when an error ends the run, so that none is lost; of a single process
+    only, since others may be gone. Not after a failed save, nor when a program is to end at once
+    (KeyboardInterrupt, SystemExit)."""
     compare_replicas: bool = False
     """Before each save, compare what the devices of a process hold of the same part of each array.
     Where they differ a device has lost or computed something wrongly: that is an error, and not
@@ -215,7 +223,7 @@ class ModelCheckpoint(Callback):
         self._open().wait()
 
     def on_exception(self, error: BaseException) -> None:
-        """Saves the last good step where that is asked for.
+        """Saves the last good step and waits until it is there.
 
         Where the run has not come further than the checkpoint it went on from, that is noted: a
         start after two of these goes on from the one before.
@@ -223,13 +231,16 @@ class ModelCheckpoint(Callback):
         step = self.trainer.progress.step
         if step == self._start and step in self._open().all_steps() and is_main_process():
             note_failed_start(self.folder, step)
-        wanted = self.config.save_on_exception and process_count() == 1
-        if wanted and step > 0 and step != self._saved_step:
+        can_be = isinstance(error, Exception) and not isinstance(error, CheckpointError)
+        has_begun = self._start is not None and step > 0
+        wanted = self.config.save_on_exception and can_be and process_count() == 1
+        if wanted and has_begun and step != self._saved_step:
             self._save(None, step)
+            self._open().wait()
 
     def finalize(self, status: str) -> None:
         """Finishes the save under way and closes the folder."""
-        manager, self._manager = self._manager, None
+        manager, self._manager, self._start = self._manager, None, None
         if manager is not None:
             manager.close()
 
@@ -247,6 +258,7 @@ class ModelCheckpoint(Callback):
                 max_to_keep=config.max_to_keep,
                 monitor_mode=None if config.monitor is None else config.mode,
                 async_save=config.enable_async_checkpointing,
+                save_timeout_s=self.trainer.trainer_config.save_timeout_s,
             )
         return self._manager
 
@@ -302,7 +314,8 @@ class ModelCheckpoint(Callback):
         """Raises the error of a save, or reports it where some may fail."""
         self._failures += 1
         self._saved_step = self._open().latest_step()
-        if self._failures > self.config.max_failed_saves:
+        may_fail = self._failures <= self.config.max_failed_saves
+        if not may_fail or isinstance(error, NewerAttemptError):
             raise error
         _LOG.error("%s", error)
 

@@ -8,6 +8,7 @@ from xtrainer.callbacks.base import Callback, CallbackConfig
 from xtrainer.callbacks.view import CallbackTrainer
 from xtrainer.types import HostMetrics
 
+_JOIN_S = 5.0
 _SHORTEST_S = 0.02
 
 
@@ -63,7 +64,9 @@ class ProgressBar(Callback):
         """Leaves the bar as it stands."""
         if self._thread is not None:
             self._ended.set()
-            self._thread.join()
+            self._thread.join(_JOIN_S)
+            if self._thread.is_alive():  # the terminal takes nothing: so it would be here
+                self.bar = None
             self._thread = None
         if self.bar is not None:
             self._move()

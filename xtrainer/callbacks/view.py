@@ -12,6 +12,15 @@ from xtrainer.state import Progress, TrainState
 from xtrainer.types import BatchLike, HostMetrics
 
 
+class Timeouts(Protocol):
+    """What callbacks read of a trainer's config."""
+
+    @property
+    def save_timeout_s(self) -> float:
+        """Seconds after which a save has failed."""
+        ...
+
+
 class CallbackTrainer(Protocol):
     """A trainer as a callback sees it."""
 
@@ -19,6 +28,11 @@ class CallbackTrainer(Protocol):
     progress: Progress
     mesh: Mesh
     dataset: Any
+
+    @property
+    def trainer_config(self) -> Timeouts:
+        """What was asked of the trainer."""
+        ...
 
     @property
     def logger(self) -> LoggerTool:
@@ -45,8 +59,12 @@ class CallbackTrainer(Protocol):
         """Whether the run under way has a validation set."""
         ...
 
-    def request_stop(self) -> None:
-        """Ends the run after this step."""
+    def request_stop(self, *, detail: str = "") -> None:
+        """Ends the run after this step, on all processes.
+
+        Args:
+            detail: Why; a sentence that follows that of ``StopReason.REQUESTED``.
+        """
         ...
 
     @property

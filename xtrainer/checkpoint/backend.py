@@ -1,5 +1,6 @@
 """Which calls of Orbax are used? The only file that imports it, and only when something is done."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +11,8 @@ if TYPE_CHECKING:  # importing Orbax takes as long as importing JAX
 
 STATE_ITEM = "state"
 """The folder of a step that the arrays are in."""
-SAVE_LIMIT_S = 1800
-"""How long a save may take before it counts as failed."""
+_CLOCK_JUMP_S = 2 * 3600
+"""Orbax measures its limit by the time of day, which somebody may put forward by an hour."""
 
 
 class ArrayWriter:
@@ -19,15 +20,19 @@ class ArrayWriter:
 
     Arrays are written as they are: compressing took most of the processor time of a save, which
     training shares, and half of that of a restore, and made random float32 numbers 8 % smaller.
+
+    Args:
+        limit_s: Seconds that writing a state may take. Orbax is given more: time in which the
+            process was stopped counts for it, and who waits for the save has a limit of its own.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, limit_s: float) -> None:
         import orbax.checkpoint as ocp
         from orbax.checkpoint.options import AtomicityMode, AtomicityOptions
 
         self._checkpointer: ocp.AsyncCheckpointer = ocp.AsyncCheckpointer(
             ocp.PyTreeCheckpointHandler(use_compression=False),
-            timeout_secs=SAVE_LIMIT_S,
+            timeout_secs=math.ceil(limit_s) + _CLOCK_JUMP_S,  # the manager's own comes first
             atomicity_options=AtomicityOptions(mode=AtomicityMode.COMMIT_FILE),
         )
 

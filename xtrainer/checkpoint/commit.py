@@ -7,6 +7,7 @@ compared (CRC-32C, which finds accidents; it is no protection from an attacker).
 
 import json
 import os
+import re
 import stat
 import uuid
 from collections.abc import Callable, Mapping
@@ -16,7 +17,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from xtrainer.checkpoint.durable import sync_tree, write_json
-from xtrainer.errors import CheckpointError, NewerFormatError
+from xtrainer.errors import (
+    CheckpointError,
+    CheckpointNotFoundError,
+    NewerAttemptError,
+    NewerFormatError,
+)
 from xtrainer.types import JSON
 
 COMMIT_FILE = "COMMIT.json"
@@ -25,9 +31,13 @@ FORMAT_VERSION = 2
 """Raised by one whenever an older xtrainer could no longer read what is written."""
 
 _MAX_RECORD_BYTES = 2**26
+_MAX_ITEMS = 2**22
+_MAX_NUMBER = 2**63
 _BLOCK_BYTES = 2**22
 _READERS = 4
 _CHECKSUM = "crc32c"
+# Also what means another place, or a device, on another system than this one.
+_BAD_PART = re.compile(r"^\.\.$|[\x00-\x1f\\:]|^(con|prn|aux|nul|(com|lpt)\d)(\.|$)", re.I)
 
 
 @dataclass(frozen=True)
@@ -93,6 +103,25 @@ def begin_attempt(folder: Path) -> RunId:
     return run
 
 
+def require_newest(folder: Path, run: RunId) -> None:
+    """Makes sure that no other start has taken the place of one.
+
+    A process that was stopped, and went on when it had been replaced, must not change the folder.
+
+    Raises:
+        NewerAttemptError: If one has.
+    """
+    found = _read_run(folder)
+    if found is None or (found.run_id == run.run_id and found.attempt <= run.attempt):
+        return
+    kind = "" if found.run_id == run.run_id else " of another run"
+    raise NewerAttemptError(
+        f"{folder}: found that attempt {found.attempt}{kind} writes here, expected none after "
+        f"attempt {run.attempt}, which this process is. It was stopped or cut off, and another was "
+        "started in its place; nothing of it is saved any more. End it."
+    )
+
+
 def seal(
     folder: Path, step: int, run: RunId, fingerprints: Callable[[], Mapping[str, str]]
 ) -> Commit:
@@ -127,19 +156,26 @@ def read_commit(folder: Path) -> Commit:
         CheckpointError: If it is missing or damaged.
     """
     record = read_json(folder / COMMIT_FILE)
-    if record.pop(_CHECKSUM, None) != _own_checksum(record):
+    try:
+        is_whole = record.pop(_CHECKSUM, None) == _own_checksum(record)
+    except RecursionError:
+        is_whole = False
+    if not is_whole:
         raise CheckpointError(f"{folder}: {COMMIT_FILE} is damaged: its checksum does not match.")
     version = record.get("format_version")
-    if isinstance(version, int) and version > FORMAT_VERSION:
+    if type(version) is int and version > FORMAT_VERSION:
         raise NewerFormatError(
             f"{folder}: found format_version {version}, expected at most {FORMAT_VERSION}. It was "
             "written by a newer xtrainer; install that one."
         )
     try:
-        files = {name: (int(size), int(crc)) for name, (size, crc) in record["files"].items()}
+        files = {name: (_whole(size), _whole(crc)) for name, (size, crc) in record["files"].items()}
         commit = Commit(**{**record, "files": files})
-        if type(commit.step) is not int or type(commit.fingerprints) is not dict:
-            raise TypeError(f"found step {commit.step!r}")
+        for number in (commit.step, commit.attempt, commit.format_version):
+            _whole(number)
+        texts = (commit.run_id, *commit.fingerprints.values())
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError("found another run_id or fingerprint than a text")
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise CheckpointError(
             f"{folder}: {COMMIT_FILE} is no record of a step: {error}."
@@ -151,22 +187,44 @@ def read_commit(folder: Path) -> Commit:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Returns the object in a small file of JSON, which must be no link.
+    """Returns the object in a file of JSON, which must be no link and not too large to be one.
 
     Raises:
+        CheckpointNotFoundError: If there is none.
         CheckpointError: If it cannot be read.
     """
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
+        # Whoever opens a pipe would wait for its other end.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with open(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise ValueError("no regular file")
             text = file.read(_MAX_RECORD_BYTES + 1)
         if len(text) > _MAX_RECORD_BYTES:
             raise ValueError(f"more than {_MAX_RECORD_BYTES} bytes")
-        found = json.loads(text)
+        # An empty list is two bytes of a file and sixty of memory.
+        if sum(map(text.count, (b"[", b"{", b","))) > _MAX_ITEMS:
+            raise ValueError(f"more than {_MAX_ITEMS} items")
+        found = json.loads(text.decode("utf-8"), parse_constant=_refuse)
         if not isinstance(found, dict):
-            raise ValueError("no object")
+            raise ValueError("no object, expected all of it in one")
+    except FileNotFoundError as error:
+        raise CheckpointNotFoundError(f"{path.parent}: found no {path.name}.") from error
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path.parent}: {path.name} cannot be read ({error}).") from error
+        raise CheckpointError(
+            f"{path.parent}: {path.name} cannot be read ({error}). Use another step."
+        ) from error
     return found
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"found {constant}, which is not JSON")
+
+
+def _whole(number: JSON) -> int:
+    if type(number) is not int or not 0 <= number < _MAX_NUMBER:
+        raise TypeError(f"found {number!r:.40}, expected a whole number")
+    return number
 
 
 def quick_problems(folder: Path) -> list[str]:
@@ -217,7 +275,7 @@ def _read_run(folder: Path) -> RunId | None:
     try:
         record = read_json(folder / RUN_FILE)
         return RunId(str(record["run_id"]), int(record["attempt"]))
-    except (CheckpointError, KeyError, TypeError, ValueError):
+    except (CheckpointError, KeyError, TypeError, ValueError, OverflowError):
         return None
 
 
@@ -241,7 +299,7 @@ def _own_checksum(record: Mapping[str, JSON]) -> int:
 
 def _is_inside(name: str) -> bool:
     parts = PurePosixPath(name).parts
-    return bool(parts) and not name.startswith("/") and ".." not in parts and "\0" not in name
+    return bool(parts) and not name.startswith("/") and not any(map(_BAD_PART.search, parts))
 
 
 def _all_paths(folder: Path) -> list[Path]:

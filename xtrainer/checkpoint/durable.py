@@ -13,7 +13,8 @@ def write_json(path: Path, data: Mapping[str, JSON]) -> None:
     """Writes a file of JSON, whole or not at all; it is on the disk when this returns."""
     text = json.dumps(data, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
+    temporary.unlink(missing_ok=True)  # of a killed save; a link would be written through
+    with open(temporary, "x", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

@@ -1,22 +1,21 @@
 """How is a step written? Whole or not at all, in the background, and old ones removed after it."""
 
 import copy
-import logging
 import operator
 import os
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, get_args
+from typing import get_args
 
 import jax
 
-from xtrainer.checkpoint.backend import SAVE_LIMIT_S, ArrayWriter
-from xtrainer.checkpoint.commit import RunId, begin_attempt, reached, seal
-from xtrainer.checkpoint.durable import free_space, rename, write_json
-from xtrainer.checkpoint.fingerprint import Pending, finish_fingerprints, start_fingerprints
+from xtrainer.checkpoint.backend import ArrayWriter
+from xtrainer.checkpoint.background import Background
+from xtrainer.checkpoint.commit import RunId, begin_attempt, reached, require_newest
+from xtrainer.checkpoint.durable import free_space
+from xtrainer.checkpoint.fingerprint import start_fingerprints
 from xtrainer.checkpoint.items import (
     CheckpointItems,
     describe_leaves,
@@ -24,14 +23,12 @@ from xtrainer.checkpoint.items import (
     float_to_json,
 )
 from xtrainer.checkpoint.metadata import (
-    META_FILE,
     METRIC_KEY,
     MODE_KEY,
     STEP_KEY,
     MonitorMode,
     best_of,
-    list_steps,
-    read_metric,
+    read_metrics_of_steps,
     steps_to_keep,
     write_rank,
 )
@@ -45,27 +42,20 @@ from xtrainer.checkpoint.removal import (
     supersede,
 )
 from xtrainer.checkpoint.snapshot import HostCopy
-from xtrainer.checkpoint.starts import forget_failed_starts
-from xtrainer.errors import CheckpointError, CheckpointNotFoundError, CheckpointWriteError
+from xtrainer.checkpoint.under_way import Save
+from xtrainer.errors import (
+    CheckpointError,
+    CheckpointNotFoundError,
+    CheckpointWriteError,
+    NewerAttemptError,
+)
 from xtrainer.launch import broadcast, gather, is_main_process
+from xtrainer.launch.exchange import DEFAULT_TIMEOUT_S
+from xtrainer.launch.waits import LONG_S
 from xtrainer.tree import num_bytes
 from xtrainer.types import JSON
 
-_log = logging.getLogger(__name__)
-
-
-class _Save(NamedTuple):
-    """A save under way.
-
-    Attributes:
-        step: Its step.
-        metric: What it is ranked by.
-        done: Ends when the step is committed, or with what went wrong.
-    """
-
-    step: int
-    metric: float | None
-    done: Future[None]
+_GRACE_S, _REMOVING_S = 5.0, 60.0
 
 
 class CheckpointManager:
@@ -84,6 +74,7 @@ class CheckpointManager:
         async_save: Return from :meth:`save` once the arrays are copied, and write meanwhile. On the
             CPU backend the copy is kept until :meth:`close` for the saves to come, so it takes the
             memory of one more state; where that is not free, saves do without and cost more time.
+        save_timeout_s: Seconds after which a save that is not written has failed; <= 0: never.
 
     Raises:
         CheckpointError: If an argument is wrong or the folder cannot be used.
@@ -95,6 +86,7 @@ class CheckpointManager:
         max_to_keep: int | None = None,
         monitor_mode: MonitorMode | None = None,
         async_save: bool = True,
+        save_timeout_s: float = 1800.0,
     ) -> None:
         if max_to_keep is not None and max_to_keep < 1:
             raise CheckpointError(
@@ -108,15 +100,19 @@ class CheckpointManager:
         self.max_to_keep = max_to_keep
         self.monitor_mode: MonitorMode | None = monitor_mode
         self.async_save = async_save
-        self._save: _Save | None = None
+        self._limit_s = save_timeout_s if save_timeout_s > 0 else LONG_S
+        self._save: Save | None = None
         self._closed = False
         self._needed = 0
         self._failed: list[Path] = []
         self._copy = HostCopy()
         self._metrics, self._run = self._open()
-        self._arrays = ArrayWriter()
-        self._committer = _one_thread("commit-checkpoint")
+        self._begin_threads()
         self._remover = Remover()
+
+    def _begin_threads(self) -> None:
+        self._arrays = ArrayWriter(self._limit_s)
+        self._committer = Background("commit-checkpoint")
 
     def _open(self) -> tuple[dict[int, float | None], RunId]:
         """Returns the metric of each step in the folder, and the run; the main process looks."""
@@ -126,7 +122,7 @@ class CheckpointManager:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 clean(self.folder)
                 run = begin_attempt(self.folder)
-                metrics = {step: self._stored_metric(step) for step in list_steps(self.folder)}
+                metrics = read_metrics_of_steps(self.folder, self.monitor_mode)
                 found = {
                     "run": asdict(run),
                     "metrics": [[step, float_to_json(m)] for step, m in metrics.items()],
@@ -155,8 +151,9 @@ class CheckpointManager:
         Raises:
             CheckpointError: If the previous save failed, the step or a later one exists, or the
                 state cannot be saved.
+            NewerAttemptError: If another manager has been made for the folder meanwhile.
         """
-        self._require_open()
+        self._require_own()
         self.wait()
         step = self._check_step(step)
         value = None if metric is None else float(metric)
@@ -169,7 +166,7 @@ class CheckpointManager:
         self._needed = num_bytes(items.state)
         # A copy: the caller may go on changing what a thread is about to write.
         meta = {**copy.deepcopy(items.meta), **record}
-        saving = saving_folder(self.folder, step)
+        saving = saving_folder(self.folder, step, self._run.attempt)
         remove_left(self._failed)
         try:
             with jax.transfer_guard("allow"):  # also called inside the guarded training loop
@@ -181,26 +178,11 @@ class CheckpointManager:
                 self._arrays.start(saving, state)
         except Exception as error:
             raise self._failure(step, error) from error
-        done = self._committer.submit(self._commit, step, meta, fingerprints)
-        self._save = _Save(step, value, done)
+        self._save = save = Save(step, value, self._limit_s)
+        parts = (self.folder, meta, fingerprints, self._arrays, self._run)
+        save.done = self._committer.submit(save.commit, *parts)
         if not self.async_save:
             self.wait()
-
-    def _commit(self, step: int, meta: Mapping[str, JSON], fingerprints: Pending) -> None:
-        """Writes everything but the arrays, and makes it a step when these are written."""
-        saving = saving_folder(self.folder, step)
-        try:
-            if is_main_process():
-                write_json(saving / META_FILE, meta)
-                reached("meta")
-        finally:
-            self._arrays.wait()  # in any case: a failed save's folder is removed
-        reached("arrays")
-        if is_main_process():
-            seal(saving, step, self._run, lambda: finish_fingerprints(fingerprints))
-            rename(saving, self.folder / str(step))
-            reached("committed")
-            forget_failed_starts(self.folder)
 
     def rank(self, step: int, metric: float) -> None:
         """Gives a step that is saved already the metric it is ranked by.
@@ -211,7 +193,7 @@ class CheckpointManager:
             CheckpointNotFoundError: If there is no such step.
             CheckpointError: If the save under way failed, or the metric cannot be written.
         """
-        self._require_open()
+        self._require_own()
         self.wait()
         self.metric_of(step)
         try:
@@ -237,14 +219,11 @@ class CheckpointManager:
         if self._save is None:
             return False
         save, self._save = self._save, None
-        try:
-            error = save.done.exception(SAVE_LIMIT_S)
-        except TimeoutError:
-            error = TimeoutError(f"it has taken more than {SAVE_LIMIT_S} s")
-            self._committer.shutdown(wait=False)
-            self._committer = _one_thread("commit-checkpoint")
+        error = save.outcome()
+        if not save.done.done():
+            self._begin_threads()  # those that are stuck are left behind
         own = None if error is None else f"{type(error).__name__}: {error}"
-        said = gather(own, f"save of step {save.step}")
+        said = gather(own, f"save of step {save.step}", self._limit_s + DEFAULT_TIMEOUT_S)
         failed = next((text for text in said if text is not None), None)
         if failed is not None:
             raise self._failure(save.step, failed) from error
@@ -287,8 +266,8 @@ class CheckpointManager:
             self.wait()
         finally:
             self._copy.free()
-            self._committer.shutdown()
-            self._remover.close()
+            self._committer.close(_GRACE_S)
+            self._remover.close(_REMOVING_S)
             self._arrays.close()
             remove_left(self._failed)
 
@@ -338,6 +317,11 @@ class CheckpointManager:
                 f"{self.folder}: found a closed manager, expected an open one. Make a new one."
             )
 
+    def _require_own(self) -> None:
+        self._require_open()
+        if is_main_process():
+            require_newest(self.folder, self._run)
+
     def _check_step(self, step: int) -> int:
         step = operator.index(step)
         if step < 0:
@@ -357,25 +341,22 @@ class CheckpointManager:
     def _failure(self, step: int, reason: BaseException | str) -> CheckpointWriteError:
         """Frees the space of a failed save, which may be what the next one lacks."""
         self._copy.free()  # other writes of the same save may still be reading it
-        if isinstance(reason, BaseException):
-            reason = f"{type(reason).__name__}: {reason}"
         space = ""
         if is_main_process():
             space = free_space(self.folder)
-            self._failed.append(saving_folder(self.folder, step))
+            self._failed.append(saving_folder(self.folder, step, self._run.attempt))
             remove_tree(self._failed[-1])
+            try:  # it may be the newer start that has removed the files
+                require_newest(self.folder, self._run)
+            except NewerAttemptError as error:
+                return error
+        if isinstance(reason, BaseException):
+            reason = f"{type(reason).__name__}: {reason}"
         return CheckpointWriteError(
             f"{self.folder}: the save of step {step} failed ({reason}), expected it to be written. "
             f"It needs {self._needed:,} bytes. {space}Check the free space and the permissions "
             "of the folder; older steps are untouched."
         )
-
-    def _stored_metric(self, step: int) -> float | None:
-        try:
-            return read_metric(self.folder / str(step), self.monitor_mode)
-        except CheckpointError as error:
-            _log.warning("Step %d counts as one without a metric: %s", step, error)
-            return None
 
     def _prune(self) -> None:
         keep = steps_to_keep(self._metrics, self.max_to_keep, self.monitor_mode)
@@ -385,7 +366,3 @@ class CheckpointManager:
             self._remover.remove_superseded(self.folder, max(self._metrics))
         for step in old:
             del self._metrics[step]
-
-
-def _one_thread(name: str) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(1, thread_name_prefix=name)

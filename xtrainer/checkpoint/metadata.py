@@ -1,15 +1,16 @@
 """Which steps does a folder hold, and what do they say of themselves? Reads; never writes."""
 
-import json
+import logging
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from xtrainer.checkpoint.commit import COMMIT_FILE, FORMAT_VERSION, quick_problems
+from xtrainer.checkpoint.commit import COMMIT_FILE, FORMAT_VERSION, quick_problems, read_json
 from xtrainer.checkpoint.durable import write_json
-from xtrainer.checkpoint.items import META_KEYS, float_from_json, float_to_json
+from xtrainer.checkpoint.items import float_from_json, float_to_json
+from xtrainer.checkpoint.meta import meta_problems
 from xtrainer.errors import (
     CheckpointCorruptError,
     CheckpointError,
@@ -18,6 +19,7 @@ from xtrainer.errors import (
 )
 from xtrainer.types import JSON
 
+_log = logging.getLogger(__name__)
 MonitorMode = Literal["min", "max"]
 
 CHECKPOINTS_FOLDER = "checkpoints"
@@ -69,19 +71,12 @@ def read_meta(step_folder: Path) -> dict[str, JSON]:
         CheckpointError: If the file is damaged, or of a newer format than this xtrainer reads.
     """
     step_folder = require_step(step_folder)
-    path = step_folder / META_FILE
-    try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+    meta = read_json(step_folder / META_FILE)
+    problems = meta_problems(meta)
+    if problems:
         raise CheckpointError(
-            f"{step_folder}: {path.name} of the checkpoint cannot be read ({error}), expected "
-            "JSON. Use another step."
-        ) from error
-    if not isinstance(meta, dict) or not META_KEYS <= meta.keys():
-        missing = sorted(META_KEYS - set(meta)) if isinstance(meta, dict) else "an object"
-        raise CheckpointError(
-            f"{step_folder}: found no {missing} in {path.name}, expected all of it. Use another "
-            "step."
+            f"{step_folder}: {META_FILE} is not what was saved: {'; '.join(problems[:5])}. Use "
+            "another step."
         )
     return meta
 
@@ -113,7 +108,7 @@ def require_step(step_folder: Path) -> Path:
 
 def format_of(step_folder: Path) -> int | None:
     """Returns the format of a step's folder, None for what is no step of any format."""
-    if not step_folder.is_dir() or step_of(step_folder) is None:
+    if step_of(step_folder) is None or step_folder.is_symlink() or not step_folder.is_dir():
         return None
     if os.path.lexists(step_folder / COMMIT_FILE):
         return FORMAT_VERSION
@@ -147,6 +142,18 @@ def read_metric(step_folder: Path, mode: MonitorMode | None = None) -> float | N
         raise CheckpointError(f"{step_folder}: {METRIC_KEY}: {error}. Use another step.") from error
 
 
+def read_metrics_of_steps(folder: Path, mode: MonitorMode | None) -> dict[int, float | None]:
+    """Returns the metric of each step in a folder; None, and a warning, where it is damaged."""
+    found: dict[int, float | None] = {}
+    for step in list_steps(folder):
+        try:
+            found[step] = read_metric(folder / str(step), mode)
+        except CheckpointError as error:
+            _log.warning("Step %d counts as one without a metric: %s", step, error)
+            found[step] = None
+    return found
+
+
 def write_rank(step_folder: Path, metric: float, mode: MonitorMode | None) -> None:
     """Keeps the metric of a step that was saved before it was known; whole or not at all."""
     write_json(step_folder / RANK_FILE, {METRIC_KEY: float_to_json(metric), MODE_KEY: mode})
@@ -154,15 +161,9 @@ def write_rank(step_folder: Path, metric: float, mode: MonitorMode | None) -> No
 
 def _read_rank(step_folder: Path) -> dict[str, JSON]:
     try:
-        record = json.loads((step_folder / RANK_FILE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        return read_json(step_folder / RANK_FILE)
+    except CheckpointNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{step_folder}: {RANK_FILE} cannot be read ({error}), expected JSON. Remove it, or "
-            "use another step."
-        ) from error
-    return record if isinstance(record, dict) else {}
 
 
 def best_of(metrics: Mapping[int, float | None], mode: MonitorMode | None) -> list[int]:
@@ -217,7 +218,7 @@ def find_step(folder: Path, step_idx: int | Literal["best", "latest"] = "latest"
 
     Raises:
         CheckpointNotFoundError: If there is no such step; lists what is there.
-        CheckpointError: If ``step_idx`` is something else.
+        CheckpointError: If ``step_idx`` is something else, or the folder is a link.
     """
     if isinstance(step_idx, bool) or not (
         isinstance(step_idx, int) or step_idx in ("best", "latest")
@@ -231,7 +232,7 @@ def find_step(folder: Path, step_idx: int | Literal["best", "latest"] = "latest"
                 "that holds both, or leave step_idx out."
             )
         return folder
-    root = folder / CHECKPOINTS_FOLDER if (folder / CHECKPOINTS_FOLDER).is_dir() else folder
+    root = root_of(folder)
     steps = list_steps(root)
     if not steps:
         raise nothing_usable(root)
@@ -250,6 +251,22 @@ def find_step(folder: Path, step_idx: int | Literal["best", "latest"] = "latest"
             f"{root}: found no step {step_idx}, expected one of {_numbers(steps)}."
         )
     return root / str(step_idx)
+
+
+def root_of(folder: Path) -> Path:
+    """Returns the folder that the steps of a run are in: ``checkpoints``, or the folder itself.
+
+    Raises:
+        CheckpointError: If ``checkpoints`` is a link: steps elsewhere would be taken for its own,
+            and be removed when they are old.
+    """
+    root = folder / CHECKPOINTS_FOLDER
+    if root.is_symlink():
+        raise CheckpointError(
+            f"{root}: found a link, expected a folder. Name the folder that it leads to, in "
+            "ModelCheckpointConfig(log_path=...) where it is to be written."
+        )
+    return root if root.is_dir() else folder
 
 
 def nothing_usable(

@@ -1,21 +1,19 @@
 """How does a checkpoint of an older format become one of today's? Step by step, in its place."""
 
-import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from xtrainer.checkpoint.commit import COMMIT_FILE, FORMAT_VERSION, begin_attempt, seal
+from xtrainer.checkpoint.commit import COMMIT_FILE, FORMAT_VERSION, begin_attempt, read_json, seal
 from xtrainer.checkpoint.durable import write_json
 from xtrainer.checkpoint.metadata import (
-    CHECKPOINTS_FOLDER,
     META_FILE,
     RANK_FILE,
     format_of,
+    root_of,
     step_of,
 )
-from xtrainer.errors import CheckpointError, CheckpointNotFoundError
-from xtrainer.types import JSON
+from xtrainer.errors import CheckpointNotFoundError
 
 _log = logging.getLogger(__name__)
 
@@ -40,7 +38,7 @@ def migrate(folder: str | Path) -> list[int]:
     if step_of(folder) is not None:
         root, paths = folder.parent, [folder]
     else:
-        root = folder / CHECKPOINTS_FOLDER if (folder / CHECKPOINTS_FOLDER).is_dir() else folder
+        root = root_of(folder)
         paths = sorted(root.iterdir()) if root.is_dir() else []
     formats = {path: found for path in paths if (found := format_of(path)) is not None}
     if not formats:
@@ -55,9 +53,9 @@ def migrate(folder: str | Path) -> list[int]:
 
 def _from_1(step_folder: Path) -> None:
     """Format 1: Orbax's own commit files, ``meta/metadata``, no record of files."""
-    meta = _read(step_folder / "meta" / "metadata")
+    meta = read_json(step_folder / "meta" / "metadata")
     if (step_folder / RANK_FILE).is_file():
-        meta |= _read(step_folder / RANK_FILE)
+        meta |= read_json(step_folder / RANK_FILE)
     meta.pop("format_version", None)
     meta |= {"loggers": {}, "rows": None, "ledger": {}, "git": None, "numerics": {}}
     write_json(step_folder / META_FILE, meta)
@@ -68,13 +66,3 @@ def _from_1(step_folder: Path) -> None:
 
 MIGRATIONS: dict[int, Callable[[Path], None]] = {1: _from_1}
 """What brings a step's folder from each older format to the next one."""
-
-
-def _read(path: Path) -> dict[str, JSON]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError("found no object")
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}). Use another step.") from error
-    return found

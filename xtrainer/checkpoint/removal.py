@@ -1,8 +1,8 @@
 """What happens to folders that are no steps any more? Moved aside, or removed, never half.
 
-``7.saving`` is being written or was left by a killed save; ``7.removed`` is about to go;
-``corrupt-7`` was damaged and ``superseded-7`` belongs to a course of training that was left:
-neither is looked at again.
+``7.2.saving`` is being written by the second start of the run or was left by a killed save;
+``7.removed`` is about to go; ``corrupt-7`` was damaged and ``superseded-7`` belongs to a course of
+training that was left: neither is looked at again.
 """
 
 import logging
@@ -11,21 +11,24 @@ import re
 import shutil
 import time
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from xtrainer.checkpoint.background import Background
 from xtrainer.checkpoint.commit import reached
 from xtrainer.checkpoint.durable import rename
 
 _log = logging.getLogger(__name__)
-_LEFT = re.compile(r"(0|[1-9]\d*)\.(saving|removed)")
+_LEFT = re.compile(r"(0|[1-9]\d*)(\.[1-9]\d*)?\.(saving|removed)")
 _SUPERSEDED = "superseded"
 _LEFT_LIMIT_S, _LEFT_PAUSE_S = 2.0, 0.05
 
 
-def saving_folder(folder: Path, step: int) -> Path:
-    """Returns where a step is written before it is whole."""
-    return folder / f"{step}.saving"
+def saving_folder(folder: Path, step: int, attempt: int) -> Path:
+    """Returns where a start of the run writes a step before it is whole.
+
+    Each start has its own: what an earlier one still writes or removes harms no save of a later.
+    """
+    return folder / f"{step}.{attempt}.saving"
 
 
 def clean(folder: Path) -> None:
@@ -44,7 +47,7 @@ class Remover:
 
     def __init__(self) -> None:
         self._stuck: set[Path] = set()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="remove-checkpoint")
+        self._thread = Background("remove-checkpoint")
 
     def remove(self, steps: Iterable[Path]) -> None:
         """Removes steps, and those that could not be removed before."""
@@ -78,9 +81,10 @@ class Remover:
             if step.isdecimal() and int(step) <= newest:
                 self._thread.submit(remove_tree, path)
 
-    def close(self) -> None:
-        """Waits until all files are gone."""
-        self._thread.shutdown()
+    def close(self, timeout_s: float) -> None:
+        """Waits until all files are gone; what is left then goes when the folder is next opened."""
+        if not self._thread.close(timeout_s):
+            _log.warning("Old steps could not be removed within %g s.", timeout_s)
 
 
 def remove_tree(path: Path) -> None:

@@ -16,7 +16,7 @@ def failed_starts(folder: Path) -> tuple[int, int]:
     try:
         record = read_json(folder / FAILED_FILE)
         return int(record["step"]), int(record["count"])
-    except (CheckpointError, KeyError, TypeError, ValueError):
+    except (CheckpointError, KeyError, TypeError, ValueError, OverflowError):
         return -1, 0
 
 

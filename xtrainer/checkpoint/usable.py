@@ -7,11 +7,11 @@ from typing import Literal, NamedTuple
 
 from xtrainer.checkpoint.commit import problems_of
 from xtrainer.checkpoint.metadata import (
-    CHECKPOINTS_FOLDER,
     best_steps,
     find_step,
     looks_like_step,
     nothing_usable,
+    root_of,
     step_of,
 )
 from xtrainer.errors import CheckpointCorruptError
@@ -49,7 +49,7 @@ def choose_usable(
     folder = Path(folder).absolute()
     if looks_like_step(folder) or isinstance(which, int):
         return Choice(_exactly(folder, which), {})
-    root = folder / CHECKPOINTS_FOLDER if (folder / CHECKPOINTS_FOLDER).is_dir() else folder
+    root = root_of(folder)
     damaged: dict[Path, list[str]] = {}
     for path in _candidates(root, which):
         if int(path.name) in skip:
@@ -77,7 +77,7 @@ def _settled_problems(path: Path) -> list[str]:
 def _exactly(folder: Path, which: int | Literal["best", "latest"]) -> Path:
     path = folder if looks_like_step(folder) and which in ("best", "latest") else None
     if path is None:
-        root = folder / CHECKPOINTS_FOLDER if (folder / CHECKPOINTS_FOLDER).is_dir() else folder
+        root = root_of(folder)
         path = root / str(which)
         if not looks_like_step(path):
             path = find_step(folder, which)

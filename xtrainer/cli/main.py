@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from xtrainer.cli import plan, replay, verify_resume
+from xtrainer.cli import drill, plan, replay, verify_resume
 from xtrainer.cli.experiment import UsageError
 from xtrainer.errors import MissingDependencyError
 
@@ -31,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     plan.add_parser(commands)
     verify_resume.add_parser(commands)
+    drill.add_parser(commands)
     replay.add_parser(commands)
     try:
         options, rest = parser.parse_known_args(arguments)

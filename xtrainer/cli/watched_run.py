@@ -1,9 +1,10 @@
-"""A run of an experiment that is watched by ``xtrainer verify-resume``, in a process of its own.
+"""A run of an experiment that is watched by another command, in a process of its own.
 
 Synopsis:
-    python -m xtrainer.cli.watched_run EXPERIMENT FOLDER JOURNAL KILL_AT SAVE_EVERY [OVERRIDES]
+    python -m xtrainer.cli.watched_run EXPERIMENT FOLDER JOURNAL SAVE_EVERY FAULT [OVERRIDES]
 """
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,25 +14,25 @@ from xtrainer.cli.experiment import UsageError, load_experiment
 from xtrainer.config import parse_config
 from xtrainer.config.encode import CLASS_KEY
 from xtrainer.launch import enable_compilation_cache, initialize
-from xtrainer.testing import WitnessConfig, watch_batches
+from xtrainer.testing import Fault, WitnessConfig, plant, watch_batches, watch_saves
 
 CACHE = "compiled"
 
 
-def watched(config: Any, folder: Path, journal: Path, kill_at: int, save_every: int) -> Any:
+def watched(config: Any, folder: Path, journal: Path, save_every: int, fault: Fault) -> Any:
     """Returns the config of an experiment with a run folder of its own and a witness.
 
     Args:
         config: Of the experiment.
         folder: The run folder.
         journal: What the witness writes.
-        kill_at: The step after which it kills the process; -1: none.
         save_every: Steps between checkpoints; -1: as the config says.
+        fault: What is going to happen; some settings must be such that it can.
 
     Raises:
         UsageError: If there is no checkpoint to go on from.
     """
-    witness = WitnessConfig(every_n_steps=1, journal=str(journal), kill_at=kill_at).to_dict()
+    witness = WitnessConfig(every_n_steps=1, journal=str(journal)).to_dict()
     with config.unlocked():
         config.trainer.logger.log_path = str(folder)
         config.trainer.logger.run_name = None
@@ -44,8 +45,15 @@ def watched(config: Any, folder: Path, journal: Path, kill_at: int, save_every: 
                 "found no ModelCheckpointConfig among config.trainer.callbacks, expected one: a "
                 "run that saves nothing begins anew."
             )
-        for callback in saving if save_every > 0 else []:
-            callback["every_n_steps"] = save_every
+        for number, callback in enumerate(saving):
+            # Wherever the experiment keeps its checkpoints, these are of another run.
+            callback["log_path"] = None if number == 0 else str(folder / f"checkpoints-{number}")
+            if save_every > 0:
+                callback["every_n_steps"] = save_every
+            if fault.kind == "disk-full":  # so that nothing else is written meanwhile
+                callback["enable_async_checkpointing"] = False
+        if fault.kind == "nan":
+            config.trainer.check_for_nan, config.trainer.nonfinite_policy = True, "stop"
         config.trainer.callbacks = [*callbacks, witness]
         config.resume = "auto"
     return config
@@ -53,16 +61,18 @@ def watched(config: Any, folder: Path, journal: Path, kill_at: int, save_every: 
 
 def main(arguments: list[str]) -> None:
     """Runs the experiment."""
-    path, folder, journal, kill_at, save_every, *overrides = arguments
+    path, folder, journal, save_every, fault, *overrides = arguments
     initialize()
     experiment = load_experiment(path)
     config = parse_config(experiment.get_config(), overrides)
-    watch_batches(Path(journal))
     if experiment.run is None:
         raise UsageError(f"{path}: found no function run(config). Add one that trains.")
-    numbers = (int(kill_at), int(save_every))
-    enable_compilation_cache(Path(folder).parent / CACHE)
-    experiment.run(watched(config, Path(folder), Path(journal), *numbers))
+    wanted, run_folder, notes = Fault(**json.loads(fault)), Path(folder), Path(journal)
+    enable_compilation_cache(run_folder.parent / CACHE)
+    watch_batches(notes)
+    plant(wanted, notes)
+    watch_saves(notes)  # around the fault: what it notes is written while the disk is not full
+    experiment.run(watched(config, run_folder, notes, int(save_every), wanted))
 
 
 if __name__ == "__main__":

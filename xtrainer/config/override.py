@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
+from xtrainer.config.redact import redact
 from xtrainer.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ def parse_config(config: "ConfigDict", argv: Sequence[str] | None = None) -> "Co
     for argument in arguments:
         name = argument.lstrip("-").split("=", 1)[0].removeprefix("config.")
         if not argument.startswith("--config."):
-            problems.append(f"Found the argument {argument!r}, expected --config.PATH=VALUE.")
+            shown = redact(argument)
+            problems.append(f"Found the argument {shown!r}, expected --config.PATH=VALUE.")
         elif name.split("[")[0] not in known:
             problems.append(f"There is no --config.{name}. {did_you_mean(name, known)}")
         else:
@@ -57,12 +59,14 @@ def _apply(config: "ConfigDict", name: str, argument: str) -> list[str]:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, lock_config=False)
         values(sys.argv)
     except (flags.Error, TypeError, ValueError, IndexError, KeyError) as error:
+        shown = redact(argument)
         if "NoneType" in str(error):
             return [
-                f"{argument}: the config holds None there, so the type is unknown. Give "
+                f"{shown}: the config holds None there, so the type is unknown. Give "
                 f"{name!r} a value or a config_dict.placeholder(type) in get_config()."
             ]
-        return [f"{argument} does not fit the config: {error}"]
+        reason = f": {error}" if shown == argument else "."  # it would repeat the secret
+        return [f"{shown} does not fit the config{reason}"]
     finally:
         sys.argv = old_argv
     return []

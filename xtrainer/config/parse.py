@@ -23,6 +23,7 @@ from xtrainer.config.encode import (
     mark_of,
     to_spec,
 )
+from xtrainer.config.redact import HIDDEN, is_secret, redact
 from xtrainer.errors import did_you_mean
 from xtrainer.registry import models
 
@@ -101,8 +102,9 @@ class Parser:
         return self._read_scalar(origin or hint, value, path)
 
     def _wrong(self, path: str, value: Any, expected: str) -> Any:
+        shown = HIDDEN if is_secret(path) else repr(redact(value))
         self.problems.append(
-            f"{path}: found {value!r} ({type(value).__name__}), expected {expected}."
+            f"{path}: found {shown} ({type(value).__name__}), expected {expected}."
         )
         return value
 
@@ -313,6 +315,8 @@ def _describe(hint: Any) -> str:
     }
     if hint in names:
         return names[hint]
+    if typing.get_origin(hint) is Literal:
+        return " or ".join(map(repr, typing.get_args(hint)))
     if typing.get_origin(hint) in (type, Callable) or hint in (type, Callable):
         return "something callable"
     return f"a {getattr(hint, '__name__', str(hint))}"

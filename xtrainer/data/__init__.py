@@ -26,6 +26,7 @@ from xtrainer.data.grain import GrainLoader
 from xtrainer.data.loader import LoaderSource
 from xtrainer.data.ownership import own
 from xtrainer.data.padding import pad_rows, row_mask
+from xtrainer.data.peek import peek_ahead
 from xtrainer.data.position import LoaderPosition
 from xtrainer.data.prefetch import Prefetcher
 from xtrainer.data.shard import shard_rows
@@ -46,6 +47,7 @@ __all__ = [
     "num_rows",
     "own",
     "pad_rows",
+    "peek_ahead",
     "prefetch",
     "row_mask",
     "shard_rows",

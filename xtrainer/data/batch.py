@@ -1,5 +1,6 @@
 """What is a batch? A pytree whose leaves share a leading axis; its shapes, and what differs."""
 
+import math
 import re
 from collections.abc import Hashable, Mapping
 from typing import Any
@@ -13,6 +14,7 @@ from xtrainer.tree import flatten_with_paths
 from xtrainer.types import JSON, BatchLike, PyTree
 
 _UNSUPPORTED = "unsupported"
+_MAX_ELEMENTS = 2**40
 
 
 @flax.struct.dataclass
@@ -209,7 +211,10 @@ def _decode(data: JSON) -> PyTree:
     if kind == "none":
         return None
     if kind == "array":
-        if not all(type(size) is int and size >= 0 for size in data["shape"]):
+        sizes = data["shape"]
+        if not all(type(size) is int and size >= 0 for size in sizes) or (
+            math.prod(sizes) > _MAX_ELEMENTS
+        ):
             raise ValueError(f"shape {data['shape']!r}")
         if not re.fullmatch(r"[a-z][a-z0-9_]*", data["dtype"]):
             raise ValueError(f"dtype {data['dtype']!r}")

@@ -31,6 +31,7 @@ class LoaderSource:
 
     Attributes:
         is_quick: Whether batches have come faster than a thread could hand them over.
+        timeout_s: Seconds that a reader waits for a batch at most; 0 or less: for ever.
 
     Raises:
         LoaderError: If the loader cannot be iterated.
@@ -63,6 +64,7 @@ class LoaderSource:
         self._error: Exception | None = None
         self._reader: object | None = None
         self.is_quick = False
+        self.timeout_s = 0.0
         self._own = Owner()
 
     @property

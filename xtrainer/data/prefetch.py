@@ -12,7 +12,8 @@ import jax
 
 from xtrainer.data.loader import LoaderSource
 from xtrainer.data.position import LoaderPosition
-from xtrainer.errors import LoaderError
+from xtrainer.data.stalled import StallWatch
+from xtrainer.errors import LoaderError, LoaderTimeoutError
 from xtrainer.types import BatchLike, PyTree
 
 _LOG = logging.getLogger(__name__)
@@ -46,7 +47,8 @@ class Prefetcher:
         limit: How many batches are read in all, None for the rest of the pass.
         may_inline: Whether batches of a loader that turns out to be quick (less than 100 us for
             each) may be read by the caller of ``next`` itself, until they come slowly again. Two
-            threads of Python take turns, which costs more than such a batch does.
+            threads of Python take turns, which costs more than such a batch does. A loader that
+            hangs then is not found out here, since the caller is what hangs.
 
     Attributes:
         waited_s: Seconds for which ``next`` has waited for the thread.
@@ -82,6 +84,7 @@ class Prefetcher:
         self.breaks_off: Callable[[], bool] = lambda: False
         self.was_broken_off = False
         self.skips: Callable[[LoaderPosition], bool] = lambda position: False
+        self._gave_up = False  # the loader hangs
         self._source = source
         self._prepare = prepare
         self._size = size
@@ -130,6 +133,7 @@ class Prefetcher:
         Raises:
             StopIteration: At the end of the pass, or after ``limit`` batches.
             LoaderError: If the prefetcher was closed.
+            LoaderTimeoutError: If no batch came for the ``timeout_s`` of the source.
         """
         held = self._held
         entry = held.popleft() if held else self._get()
@@ -158,7 +162,8 @@ class Prefetcher:
         """Stops the thread and gives the batches that were not handed out back to the source.
 
         A thread that does not end in time, since the loader hangs, is left with a warning; it
-        gives its batches back when it ends. Closing again does nothing.
+        gives its batches back when it ends. One that was waited for in vain is left at once.
+        Closing again does nothing.
         """
         if self._closed:
             return
@@ -170,17 +175,20 @@ class Prefetcher:
             self._give_back()  # what was read without one, and looked at only
             return
         self._room.put(1)  # it may be waiting
-        if self.breaks_off():
+        if self._gave_up:
+            timeout_s = 0.0
+        elif self.breaks_off():
             timeout_s = _POLL_S
         thread.join(timeout_s)
         with self._end:
             if not thread.is_alive() or self._done:
                 self._give_back()
                 return
-        _LOG.warning(
-            "The thread %r did not end within %.1f s: the %r loader or the preparation of a "
-            "batch hangs. It is left behind.", thread.name, timeout_s, self._source.name,
-        )  # fmt: skip
+        if not self._gave_up:
+            _LOG.warning(
+                "The thread %r did not end within %.1f s: the %r loader or the preparation of a "
+                "batch hangs. It is left behind.", thread.name, timeout_s, self._source.name,
+            )  # fmt: skip
 
     def _start(self) -> None:
         if self._closed:
@@ -276,16 +284,23 @@ class Prefetcher:
         return entry
 
     def _wait(self) -> Entry | None:
-        start = time.perf_counter()
-        while True:
-            try:
-                entry = self._ready.get(timeout=_POLL_S)
-            except queue.Empty:
-                if not self.breaks_off():
-                    continue
-                entry, self.was_broken_off = None, True
+        source, start = self._source, time.perf_counter()
+        batch = source.position.batches + len(self._held) + 1
+        watch = StallWatch(source.name, batch, source.timeout_s, self._thread)
+        try:
+            while True:
+                try:
+                    return self._ready.get(timeout=watch.pause_s(_POLL_S))
+                except queue.Empty:
+                    if self.breaks_off():
+                        self.was_broken_off = True
+                        return None
+                    watch.check()
+        except LoaderTimeoutError:
+            self._gave_up = True
+            raise
+        finally:
             self.waited_s += time.perf_counter() - start
-            return entry
 
     def _run(self) -> None:
         """Reads and prepares until the end, an error or ``close``; the body of the thread."""

@@ -13,10 +13,13 @@ from xtrainer.errors import ConfigError
 from xtrainer.launch.cluster import ClusterInfo, detect_cluster
 from xtrainer.launch.exchange import num_processes, runtime_process
 from xtrainer.launch.exits import is_program_of_runs
+from xtrainer.launch.meeting import check_port, meeting
 from xtrainer.launch.peers import watch
 
 _LOG = logging.getLogger(__name__)
 _PROXIES = ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy")
+_LATER_S = 60
+"""How much longer JAX waits for the others at the start: its own way is to abort."""
 _LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 
 
@@ -66,7 +69,7 @@ def initialize(
         process_id: The number of this one, from 0.
         platform: ``"cpu"``, ``"cuda"``, ``"rocm"``, ``"tpu"`` (``"gpu"`` is ``"cuda"``).
         device_ids: This machine's GPUs for the process; needs a GPU ``platform``.
-        timeout_s: How long to wait for the other processes.
+        timeout_s: How long to wait for the other processes; then this one ends with an error.
         heartbeat_timeout_s: Silence after which a process counts as dead, which ends the others;
             None: 20 where all are on this machine, else 30.
         failure_grace_s: How long the others may take to end by themselves when one process has
@@ -74,7 +77,7 @@ def initialize(
 
     Raises:
         ConfigError: For arguments that do not fit together, a platform that cannot be chosen any
-            more, or processes to be joined after JAX has started its devices.
+            more, devices that JAX has started already, or a port that is taken.
 
     Example:
         >>> initialize().process_count
@@ -263,14 +266,18 @@ def _start(
         if any(name.lower() in _PROXIES for name in os.environ):
             # Even loopback would be looked for behind the proxy, for ever.
             os.environ.setdefault("no_grpc_proxy", "127.0.0.1,localhost,::1")
+    index = request.get("process_id")
+    if address is not None and index == 0:
+        check_port(address)
     try:
-        jax.distributed.initialize(
-            **request,
-            initialization_timeout=timeout_s,
-            # A dead process is found after half of it at the earliest: later than the grace after
-            # a failure, so that the others show the failure before JAX aborts them.
-            heartbeat_timeout_seconds=heartbeat_timeout_s or (20 if local else 30),
-        )
+        with meeting(address, index, request.get("num_processes"), timeout_s):
+            jax.distributed.initialize(
+                **request,
+                initialization_timeout=timeout_s + _LATER_S,
+                # A dead process is found after half of it at the earliest: later than the grace
+                # after a failure, so that the others show the failure before JAX aborts them.
+                heartbeat_timeout_seconds=heartbeat_timeout_s or (20 if local else 30),
+            )
     except (ValueError, ImportError) as error:  # JAX's own detection of TPU pods and Kubernetes
         raise ConfigError(
             f"JAX could not join the processes found in {source} ({error}). Pass "

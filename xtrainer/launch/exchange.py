@@ -4,12 +4,13 @@ JAX's coordination service carries it, so that no device waits and no compiled p
 Every process must call these functions in one order.
 """
 
+import contextlib
 import functools
 import itertools
 import json
 import threading
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -22,13 +23,14 @@ MAX_TEXT = 20_000
 """Characters of a traceback that are passed on."""
 
 
-def gather(value: JSON, name: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> list[JSON]:
+def gather(value: JSON, name: str, timeout_s: float | None = None) -> list[JSON]:
     """Returns the values of all processes, by process.
 
     Args:
         value: What this process says; JSON.
         name: What it is about, for messages.
-        timeout_s: How long to wait for the last process.
+        timeout_s: How long to wait for the last process; None: 300, or more, see
+            :func:`allowing`.
 
     Raises:
         PeerError: If a process does not come in time.
@@ -42,13 +44,13 @@ def gather(value: JSON, name: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> list
     return _exchange().gather(value, name, timeout_s)
 
 
-def broadcast(value: JSON, name: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> JSON:
+def broadcast(value: JSON, name: str, timeout_s: float | None = None) -> JSON:
     """Returns the main process's value; that of the others is not looked at.
 
     Args:
         value: What the main process says; JSON.
         name: What it is about, for messages.
-        timeout_s: How long to wait for it.
+        timeout_s: How long to wait for it; None: as :func:`gather`.
 
     Raises:
         PeerError: If it does not come in time.
@@ -62,17 +64,35 @@ def broadcast(value: JSON, name: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> J
     return _exchange().broadcast(value, name, timeout_s)
 
 
-def barrier(name: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+def barrier(name: str, timeout_s: float | None = None) -> None:
     """Waits until every process is here.
 
     Args:
         name: What is waited for, for messages.
-        timeout_s: How long to wait.
+        timeout_s: How long to wait; None: as :func:`gather`.
 
     Raises:
         PeerError: If a process does not come in time.
     """
     gather(None, name, timeout_s)
+
+
+@contextlib.contextmanager
+def allowing(timeout_s: float) -> Iterator[None]:
+    """Lets the waits in here take longer than 300 s, where something else watches them.
+
+    Args:
+        timeout_s: How long; it never makes them shorter.
+    """
+    if num_processes() == 1:
+        yield
+        return
+    exchange = _exchange()
+    before, exchange.timeout_s = exchange.timeout_s, max(exchange.timeout_s, timeout_s)
+    try:
+        yield
+    finally:
+        exchange.timeout_s = before
 
 
 def gather_results(make: Callable[[], JSON], name: str) -> list[JSON]:
@@ -155,9 +175,10 @@ class _Exchange:
         self._numbers = itertools.count()
         self._thread = threading.current_thread()
         self.told: Exception | None = None  # the newest error that was passed on
+        self.timeout_s = DEFAULT_TIMEOUT_S
         self._spent: list[str] = []  # own keys that may still be read by others
 
-    def gather(self, value: JSON, name: str, timeout_s: float) -> list[JSON]:
+    def gather(self, value: JSON, name: str, timeout_s: float | None) -> list[JSON]:
         client, number = self._begin(name)
         prefix, own = f"xtrainer/exchange/{number}", runtime_process()
         client.key_value_set(f"{prefix}/{own}", json.dumps(value))
@@ -170,7 +191,7 @@ class _Exchange:
         self._spent = [f"{prefix}/{own}"]
         return values
 
-    def broadcast(self, value: JSON, name: str, timeout_s: float) -> JSON:
+    def broadcast(self, value: JSON, name: str, timeout_s: float | None) -> JSON:
         client, number = self._begin(name)
         key = f"xtrainer/exchange/{number}/0"
         if runtime_process() == 0:
@@ -188,7 +209,10 @@ class _Exchange:
             )
         return coordination_client(), next(self._numbers)
 
-    def _read(self, client: Any, key: str, process: int, name: str, timeout_s: float) -> JSON:
+    def _read(
+        self, client: Any, key: str, process: int, name: str, timeout_s: float | None
+    ) -> JSON:
+        timeout_s = self.timeout_s if timeout_s is None else timeout_s
         try:
             return json.loads(client.blocking_key_value_get(key, int(timeout_s * 1000)))
         except jax.errors.JaxRuntimeError as error:

@@ -13,7 +13,10 @@ import logging
 import os
 import sys
 import threading
+import time
 from typing import Any, NoReturn
+
+from xtrainer.launch.waits import within
 
 ERROR_CODE = 1
 _FLUSH_S = 1.0
@@ -28,6 +31,7 @@ class _Exit:
         self.code: int | None = None  # of the error that nobody has caught
         self.of_run = 0  # of the newest run
         self.is_program = False  # whether the whole program is there for its runs
+        self.leaves_after = False  # a thread will end the program where others hold it up
         previous = sys.excepthook
 
         def hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
@@ -76,19 +80,37 @@ def note_end_of_run(code: int) -> None:
 
 
 def leave_now(code: int) -> NoReturn:
-    """Ends this process without waiting for anything, after a moment for what is buffered."""
+    """Ends this process as it is, with what was logged and printed, and without waiting for it.
 
-    def flush() -> None:
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(Exception):
-                stream.flush()
-        logging.shutdown()
-
-    # Whoever holds a lock of these may be what hangs.
-    thread = threading.Thread(target=flush, daemon=True)
-    try:
-        thread.start()
-        thread.join(_FLUSH_S)
-    except RuntimeError:  # Python's end has begun: no thread starts any more
-        flush()
+    Args:
+        code: What the process ends with.
+    """
+    within(_FLUSH_S, _flush)
     os._exit(code)
+
+
+def leave_in_any_case(code: int, grace_s: float) -> None:
+    """Sees to it that this process ends although a thread of it is stuck for ever.
+
+    Args:
+        code: What it ends with then, where no error has ended the program.
+        grace_s: Seconds that it has, once the program is over, to end by itself.
+    """
+    exit = watch_exit()
+    if exit.leaves_after:
+        return
+    exit.leaves_after = True
+
+    def leave() -> None:
+        threading.main_thread().join()
+        time.sleep(grace_s)
+        leave_now(code if exit.code is None else exit.code)
+
+    threading.Thread(target=leave, name="xtrainer-exit", daemon=True).start()
+
+
+def _flush() -> None:
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()

@@ -9,30 +9,31 @@ import atexit
 import contextlib
 import functools
 import json
-import logging
-import os
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Collection, Iterator
+from typing import Any, NoReturn
 
 import jax
 
-from xtrainer.errors import PeerError
+from xtrainer.errors import HangError, PeerError
 from xtrainer.launch.exchange import (
     MAX_TEXT,
     coordination_client,
     num_processes,
     runtime_process,
 )
-from xtrainer.launch.exits import exit_code
+from xtrainer.launch.exits import ERROR_CODE, exit_code, leave_now, watch_exit
+from xtrainer.launch.inquiry import answer_if_asked, introduce
+from xtrainer.launch.waits import within
 
 _FAILURES = "xtrainer/failures/"
 _LEAVING = "xtrainer/leaving/"
 _POLL_S = 0.25
 _JOIN_S = 5.0
+_LAST_WORDS_S = 5.0
 
 
 def watch(grace_s: float | None = None) -> None:
@@ -65,6 +66,33 @@ def settle() -> None:
         _watcher().settle()
 
 
+def leave(error: BaseException, absent: Collection[int] = ()) -> NoReturn:
+    """Ends this process at once with an error's code, and tells the others of it.
+
+    Args:
+        error: Why; it was shown already.
+        absent: Processes that nothing can be expected of.
+    """
+    if jax.distributed.is_initialized():
+        _watcher().depart(error, absent)
+    leave_now(getattr(error, "exit_code", ERROR_CODE))
+
+
+@contextlib.contextmanager
+def last_words(call: Callable[[str], None]) -> Iterator[None]:
+    """Lets something be recorded before another process's failure ends this one.
+
+    Args:
+        call: Takes the failures, from any thread; it has a few seconds.
+    """
+    words = _watcher().last_words
+    words.append(call)
+    try:
+        yield
+    finally:
+        words.remove(call)
+
+
 class _Watcher:
     """What one process knows of failures, its own among them."""
 
@@ -73,7 +101,10 @@ class _Watcher:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._failures: dict[str, str] = {}  # announcements by key
+        self._codes: dict[str, int] = {}  # what they end a process with
+        self.last_words: list[Callable[[str], None]] = []
         self._settled: set[str] = set()
+        self._absent: set[int] = set()  # processes that nothing can be expected of
         self._number = 0
         self._announced: BaseException | None = None
         self._doomed = False  # an exception was caught by nobody
@@ -86,8 +117,10 @@ class _Watcher:
                 return
             self._thread = threading.Thread(target=self._run, name="xtrainer-peers", daemon=True)
         sys.excepthook = self._hook(sys.excepthook)
+        watch_exit()  # before: what is registered last runs first, and that one ends the program
         # Runs before JAX's own exit handler, which waits for all processes.
         atexit.register(self._leave_if_failed)
+        introduce()
         self._thread.start()
 
     def announce(self, error: BaseException) -> None:
@@ -99,32 +132,52 @@ class _Watcher:
             key = f"{_FAILURES}{runtime_process()}/{self._number}"
             self._number += 1
             self._failures[key] = text
+            self._codes[key] = code = getattr(error, "exit_code", ERROR_CODE)
         with contextlib.suppress(Exception):  # the coordinator may be what has failed
-            coordination_client().key_value_set(key, json.dumps({"text": text}))
+            said = {"text": text, "code": code, "absent": sorted(self._absent)}
+            coordination_client().key_value_set(key, json.dumps(said))
+
+    def depart(self, error: BaseException, absent: Collection[int]) -> NoReturn:
+        self._leaving.acquire()
+        self._doomed = True  # it was shown
+        self._absent.update(absent)
+        if 0 not in absent:  # through which the others would hear of it
+            within(_LAST_WORDS_S, lambda: self.announce(error))
+            time.sleep(2 * _poll_s())  # else they see a connection break before they hear why
+        self._end(getattr(error, "exit_code", ERROR_CODE))
 
     def settle(self) -> None:
+        self._read()
         with self._lock:
-            self._read()
             self._settled |= self._failures.keys()
 
     def _read(self) -> None:
         with contextlib.suppress(jax.errors.JaxRuntimeError):  # nothing there, or no coordinator
-            for key, value in coordination_client().key_value_dir_get(_FAILURES):
-                self._failures.setdefault(key, json.loads(value)["text"])
+            # Not under the lock: where the coordinator is stopped this never returns.
+            found = coordination_client().key_value_dir_get(_FAILURES)
+            with self._lock:
+                for key, value in found:
+                    said = json.loads(value)
+                    self._failures.setdefault(key, said["text"])
+                    self._codes.setdefault(key, said.get("code", ERROR_CODE))
+                    self._absent.update(said.get("absent", ()))
 
     def _run(self) -> None:
         since: float | None = None
         while coordination_client() is not None:
+            self._read()
             with self._lock:
-                self._read()
                 open_failures = self._failures.keys() - self._settled
+                # Who hangs does not end by itself: there is nothing to wait for.
+                hangs = any(self._codes[key] == HangError.exit_code for key in open_failures)
             if not open_failures:
                 since = None
-            elif since is None:
+            elif since is None and not hangs:
                 since = time.monotonic()
-            elif time.monotonic() - since > self._grace_s:
+            elif since is None or hangs or time.monotonic() - since > self._grace_s:
                 self._leave()
-            time.sleep(max(_POLL_S, num_processes() / 500))  # 2000 questions a second in all
+            answer_if_asked()
+            time.sleep(_poll_s())
 
     def _hook(self, previous: Callable[..., Any]) -> Callable[..., Any]:
         def hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
@@ -136,8 +189,8 @@ class _Watcher:
         return hook
 
     def _leave_if_failed(self) -> None:
+        self._read()
         with self._lock:
-            self._read()
             failed = self._doomed or bool(self._failures.keys() - self._settled)
         if failed:
             self._leave()
@@ -148,36 +201,49 @@ class _Watcher:
         if self._thread is not None:
             self._thread.join(_JOIN_S)
 
-    def _leave(self) -> None:
+    def _leave(self) -> NoReturn:
         """Ends this process now: JAX's own way out would wait for processes that are gone."""
         self._leaving.acquire()  # for good: the thread that is second must not cut the first short
-        own = runtime_process()
-        for key, text in self._failures.items():
+        self._end(exit_code())
+
+    def _end(self, code: int) -> NoReturn:
+        own, texts = runtime_process(), []
+        # A hang first: what else has failed followed from it.
+        first = lambda failure: self._codes[failure[0]] != HangError.exit_code  # noqa: E731
+        for key, text in sorted(self._failures.items(), key=first):
+            if key in self._settled:
+                continue
+            code = self._codes[key] if code == ERROR_CODE else code
             mine = _process(key) == own
-            if key not in self._settled and not (mine and self._doomed):  # Python has shown it
+            if not (mine and self._doomed):  # else it was shown
                 who = "This process" if mine else f"Process {_process(key)}"
-                print(f"{who} has failed, so process {own} ends:\n{text}", file=sys.stderr)
+                texts.append(f"{who} has failed, so process {own} ends:\n{text}")
+                print(texts[-1], file=sys.stderr)
+        for call in self.last_words if texts else ():
+            within(_LAST_WORDS_S, functools.partial(call, "\n".join(texts)))
         self._see_others_off(own)
-        logging.shutdown()
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(Exception):
-                stream.flush()
-        os._exit(exit_code())
+        leave_now(code)
 
     def _see_others_off(self, own: int) -> None:
         """Says that this process leaves; the coordinator leaves last.
 
         Without it JAX aborts the others at once, before they have shown why.
         """
-        client = coordination_client()
+        client, expected = coordination_client(), num_processes() - len(self._absent)
+        if 0 in self._absent:
+            return  # there is nobody to tell
         with contextlib.suppress(Exception):
             client.key_value_set(f"{_LEAVING}{own}", "")
             deadline = time.monotonic() + self._grace_s + 8 * _POLL_S
             while own == 0 and time.monotonic() < deadline:
-                if len(client.key_value_dir_get(_LEAVING)) == num_processes():
+                if len(client.key_value_dir_get(_LEAVING)) >= expected:
                     time.sleep(_POLL_S)  # between saying so and being gone
                     break
                 time.sleep(_POLL_S)
+
+
+def _poll_s() -> float:
+    return max(_POLL_S, num_processes() / 500)  # 1000 questions a second in all
 
 
 def _process(key: str) -> int:

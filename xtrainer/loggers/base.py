@@ -1,22 +1,30 @@
 """What is asked of a logger: the tool, its config, the one that does nothing and the composite."""
 
 import numbers
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from xtrainer.config import Config
 from xtrainer.errors import ConfigError, MetricError
 from xtrainer.types import JSON, HostMetrics
+
+_RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
 
 class LoggerTool:
     """One place that is told about a run; override what you need, the rest does nothing.
 
     A tool begins closed. ``open`` comes before the first row; after ``finalize`` a tool may be
-    opened again, and goes on where it stopped.
+    opened again, and goes on where it stopped. Between the two it may fail: what it is given is
+    then given again for a while, see ``LoggerConfig.on_tool_error``. So a call that raises should
+    have written nothing.
     """
+
+    is_remote: ClassVar[bool] = False
+    """Whether a call may wait for a network: all but ``open`` then come from a thread."""
 
     @property
     def kind(self) -> str:
@@ -46,7 +54,11 @@ class LoggerTool:
         """Makes what was logged visible to other programs."""
 
     def state_dict(self) -> dict[str, JSON]:
-        """Returns what a checkpoint keeps of this tool, such as the number of its rows; JSON."""
+        """Returns what a checkpoint keeps of this tool, such as the number of its rows; JSON.
+
+        Where rows are kept for the tool since it has failed, their number is added as
+        ``late_rows``: it may be given them after all, and they count as rows before the checkpoint.
+        """
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any], step: int) -> None:
@@ -96,7 +108,8 @@ def _no_tool(config_class: type) -> str:
 class MultiLogger(LoggerTool):
     """Passes everything on to several tools, which it opens with the first row.
 
-    An error of a tool is raised at once, except in ``finalize``: there every tool is closed first.
+    An error of a tool is raised at once, except in ``finalize``: there every tool is closed first,
+    the last one first, so that what they say of it is still shown and written down.
 
     Args:
         tools: Told in this order.
@@ -164,7 +177,24 @@ class MultiLogger(LoggerTool):
         if not self._is_open:
             return
         self._is_open = False
-        finish_all([lambda tool=tool: tool.finalize(status) for tool in self.tools])
+        closing = [lambda tool=tool: tool.finalize(status) for tool in reversed(self.tools)]
+        finish_all(closing)
+
+
+def saved_run_id(state: Mapping[str, Any]) -> str | None:
+    """Returns the id of a service's run that a checkpoint holds, which must be one plain word.
+
+    Raises:
+        ValueError: If it is something else: services make it part of paths and addresses.
+
+    Example:
+        >>> saved_run_id({"run_id": "3f9a"}), saved_run_id({})
+        ('3f9a', None)
+    """
+    found = state.get("run_id")
+    if found is not None and not (isinstance(found, str) and _RUN_ID.fullmatch(found)):
+        raise ValueError(f"run_id: found {found!r:.80}, expected letters, digits, - and _")
+    return found
 
 
 def finish_all(actions: Sequence[Callable[[], None]]) -> None:

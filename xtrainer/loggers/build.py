@@ -2,9 +2,11 @@
 
 import os
 import re
+import stat
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from xtrainer.config import Config
 from xtrainer.errors import ConfigError
@@ -12,8 +14,11 @@ from xtrainer.loggers.base import LoggerTool, LoggerToolConfig, MultiLogger, Nul
 from xtrainer.loggers.buffer import RowBuffer
 from xtrainer.loggers.console import CommandLog, ConsoleLogger
 from xtrainer.loggers.file import FileLoggerConfig
+from xtrainer.loggers.guarded import GuardedTool
+from xtrainer.loggers.queued import QueuedTool
 from xtrainer.loggers.tensorboard import TensorBoardLoggerConfig
 
+_WRITTEN = re.compile(r"(config\.json|metrics.*\.(jsonl|csv)|.*\.log)(\.tmp)?")
 _NAME = re.compile(r"(?!\.)[A-Za-z0-9_.-]{1,64}")
 _NAME_RULE = "1 to 64 of the characters A-Z a-z 0-9 _ . - without a leading dot"
 
@@ -45,6 +50,15 @@ class LoggerConfig(Config):
     with the first that does not, a row of another set, at the end and before each checkpoint. A
     process that is killed loses them. 0: each at once."""
 
+    on_tool_error: Literal["disable", "raise"] = "disable"
+    """What an error of a tool does once it is open. ``disable``: it is told, what is logged is kept
+    for a while and the tool is tried again, at last switched off; training goes on. ``raise``: it
+    ends training."""
+
+    tool_retries: int = 5
+    """How often a tool that has failed is tried again, after 1 s, 2 s, 4 s and so on, before it is
+    switched off."""
+
     cmd_logging_name: str = "output"
     """Each process's messages go to ``<run folder>/<this>_<process>.log``."""
 
@@ -59,6 +73,12 @@ class LoggerConfig(Config):
         for name in ("console_interval_s", "write_interval_s"):
             if getattr(self, name) < 0:
                 problems.append(f"{name}: found {getattr(self, name)}, expected seconds >= 0.")
+        if self.on_tool_error not in ("disable", "raise"):
+            problems.append(
+                f"on_tool_error: found {self.on_tool_error!r}, expected 'disable' or 'raise'."
+            )
+        if self.tool_retries < 0:
+            problems.append(f"tool_retries: found {self.tool_retries}, expected a number >= 0.")
         if self.log_path is not None and not self.log_path.strip():
             problems.append(
                 f"log_path: found {self.log_path!r}, expected a folder. "
@@ -123,6 +143,34 @@ def prepare_run_folder(path: Path) -> None:
             _remove_if_empty(folder)
 
 
+def check_entries(folder: Path) -> None:
+    """Makes sure that nothing in a run folder leads out of it; one that is not there is fine.
+
+    Raises:
+        ConfigError: For a link to another place, and for what is neither file nor folder: a run
+            that goes on in the folder would write, and remove, what lies there. For a folder where
+            a file is to be written.
+    """
+    try:
+        entries = list(os.scandir(folder))
+    except OSError:  # tried out by prepare_run_folder
+        return
+    for entry in entries:
+        mode = entry.stat(follow_symlinks=False).st_mode
+        if stat.S_ISDIR(mode) and _WRITTEN.fullmatch(entry.name):
+            raise ConfigError(
+                f"log_path: found {entry.path!r}, which is a folder; expected a file, or nothing. "
+                "Move it away, or choose another log_path."
+            )
+        leads_out = stat.S_ISLNK(mode) and folder not in Path(os.path.realpath(entry)).parents
+        if leads_out or not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode)):
+            what = "a link to another place" if leads_out else "neither a file nor a folder"
+            raise ConfigError(
+                f"log_path: found {entry.path!r}, which is {what}; expected a run folder with "
+                "nothing of the kind in it. Remove it; a callback's own log_path may be anywhere."
+            )
+
+
 def build_loggers(config: LoggerConfig | None, *, is_main: bool, process_index: int) -> LoggerTool:
     """Returns the loggers of this process: all of them on the main one, its messages elsewhere.
 
@@ -142,16 +190,26 @@ def build_loggers(config: LoggerConfig | None, *, is_main: bool, process_index: 
     if problems:
         raise ConfigError(problems)
     folder = run_folder(config)
+    if folder is not None:
+        check_entries(folder)
     if folder is not None and is_main:  # processes would remove each other's probes
         prepare_run_folder(folder)
     tools: list[LoggerTool] = []
     if folder is not None:
-        tools.append(CommandLog(folder, config.cmd_logging_name, process_index))
+        tools.append(_guarded(CommandLog(folder, config.cmd_logging_name, process_index), config))
     if is_main:
-        tools.append(ConsoleLogger(config.console_interval_s))
-        made = [tool.create(folder) for tool in config.log_tools]
+        tools.append(_guarded(ConsoleLogger(config.console_interval_s), config))
+        made = [_guarded(tool.create(folder), config) for tool in config.log_tools]
         tools += [RowBuffer(tool, config.write_interval_s) for tool in made]
     return MultiLogger(tools)
+
+
+def _guarded(tool: LoggerTool, config: LoggerConfig) -> LoggerTool:
+    """Returns a tool that cannot end the run, and that nobody waits for where it is remote."""
+    is_remote = tool.is_remote
+    if config.on_tool_error == "disable":
+        tool = GuardedTool(tool, config.tool_retries)
+    return QueuedTool(tool) if is_remote else tool
 
 
 def _remove_if_empty(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """What does a person at the terminal see? One line a row, and a file of each process's messages."""
 
+import contextlib
 import logging
 import math
 import sys
@@ -67,7 +68,8 @@ class ConsoleLogger(LoggerTool):
     def flush(self) -> None:
         """Flushes stdout."""
         if self._handler is not None:
-            self._handler.flush()
+            with contextlib.suppress(OSError, ValueError):  # each message was flushed, or counted
+                self._handler.flush()
 
     def finalize(self, status: str) -> None:
         """Says the last row and leaves Python's logging as it was."""
@@ -88,7 +90,7 @@ class CommandLog(LoggerTool):
 
     def __init__(self, folder: Path, name: str, process_index: int) -> None:
         self.path = folder / f"{name}_{process_index}.log"
-        self._handler: logging.Handler | None = None
+        self._handler: _CommandFile | None = None
 
     def open(self) -> None:
         """Begins to write messages."""
@@ -101,13 +103,16 @@ class CommandLog(LoggerTool):
     def flush(self) -> None:
         """Flushes the file."""
         if self._handler is not None:
-            self._handler.flush()
+            with contextlib.suppress(OSError, ValueError):  # each message was flushed, or counted
+                self._handler.flush()
 
     def finalize(self, status: str) -> None:
-        """Closes the file."""
+        """Closes the file, and says so where messages are missing in it."""
         handler, self._handler = self._handler, None
         if handler is not None:
             _detach(handler)
+            if handler.missing:
+                _log.error("%s: %d messages could not be written.", self.path, handler.missing)
 
 
 def setup_command_log(folder: Path, name: str, process_index: int) -> CommandLog:
@@ -117,11 +122,40 @@ def setup_command_log(folder: Path, name: str, process_index: int) -> CommandLog
     return log
 
 
-class _Stdout(logging.StreamHandler):
+class _Forgiving(logging.Handler):
+    """Says once on stderr that it cannot write, and counts what is missing.
+
+    Python's own way is a traceback on stderr for each message: thousands with a full disk.
+    """
+
+    missing = 0
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        self.missing += 1
+        if self.missing == 1:
+            kind, error, _ = sys.exc_info()
+            name = "" if kind is None else f"{kind.__name__}: {error}"
+            with contextlib.suppress(OSError, ValueError, AttributeError):  # no stderr either
+                print(f"Messages cannot be written to {self.target}: {name}", file=sys.stderr)
+
+    @property
+    def target(self) -> str:
+        return "stdout"
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            super().close()
+
+
+class _Stdout(_Forgiving, logging.StreamHandler):
     """Shows what the gate has not passed on to the program's own handlers."""
 
     def __init__(self) -> None:
         super().__init__(sys.stdout)
+
+    def format(self, record: logging.LogRecord) -> str:
+        encoding = getattr(self.stream, "encoding", None) or "utf-8"
+        return super().format(record).encode(encoding, "backslashreplace").decode(encoding)
 
     def filter(self, record: logging.LogRecord) -> bool | logging.LogRecord:
         gate = _find_gate(logging.getLogger(PACKAGE_LOGGER))
@@ -129,8 +163,12 @@ class _Stdout(logging.StreamHandler):
         return False if passed_on else super().filter(record)
 
 
-class _CommandFile(logging.FileHandler):
-    """Marks our own files among a user's handlers."""
+class _CommandFile(_Forgiving, logging.FileHandler):
+    """One of our own files; the class tells them from a user's handlers."""
+
+    @property
+    def target(self) -> str:
+        return self.baseFilename
 
 
 class _Gate(logging.Handler):

@@ -1,11 +1,12 @@
 """Metrics in files of the run folder: JSON lines that survive a kill, and a CSV view of them."""
 
+import contextlib
 import csv
 import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import IO, Any
 
 from xtrainer.errors import MetricError
 from xtrainer.loggers.base import LoggerTool, LoggerToolConfig, NullLogger, finish_all, host_floats
+from xtrainer.loggers.guarded import LATE_ROWS
+from xtrainer.loggers.lines import LineFile
 from xtrainer.types import JSON, HostMetrics
 
 METRICS_FILE = "metrics.jsonl"
@@ -48,7 +51,7 @@ class FileLogger(LoggerTool):
     def __init__(self, folder: Path, with_csv: bool = True) -> None:
         self.folder = folder
         self.with_csv = with_csv
-        self._rows: IO[str] | None = None
+        self._rows: LineFile | None = None
         self._tables: dict[str, CsvTable] = {}
         self._count = 0
 
@@ -59,13 +62,16 @@ class FileLogger(LoggerTool):
     def log_config(self, config: Mapping[str, JSON]) -> None:
         """Writes ``config.json``, whole or not at all."""
         text = json.dumps(config, indent=2, allow_nan=False)
-        _replace(self.folder / CONFIG_FILE, text + "\n")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with _replacing(self.folder / CONFIG_FILE) as file:
+            file.write(text + "\n")
 
     def log_metrics(self, metrics: HostMetrics, step: int, mode: str, epoch: int) -> None:
         """Appends one row to ``metrics.jsonl`` and to the table of its set.
 
         Raises:
             MetricError: If a value is no number or the set cannot name a file.
+            OSError: If it cannot be written; then neither file has it.
         """
         row = host_floats(metrics)
         if not _SET_NAME.fullmatch(mode):
@@ -74,11 +80,18 @@ class FileLogger(LoggerTool):
                 "A-Z a-z 0-9 _ . - without a leading dot. Rename it."
             )
         rows = self._open_rows()
+        size = rows.size
         rows.write(_encode_row(row, step, mode, epoch))
-        rows.flush()
-        self._count += 1
         if self.with_csv:
-            self._append(row, step, mode, epoch)
+            try:
+                self._append(row, step, mode, epoch)
+            except BaseException:
+                rows.shorten(size)
+                table = self._tables.pop(mode, None)  # what it knows of its file may be wrong
+                if table is not None:
+                    table.close()
+                raise
+        self._count += 1
 
     def flush(self) -> None:
         """Does nothing more: every row is flushed when it is written."""
@@ -98,7 +111,7 @@ class FileLogger(LoggerTool):
         path = self.folder / METRICS_FILE
         if path.exists():
             _mend_rows(path)
-            retire_rows(path, state.get("rows"), step)
+            retire_rows(path, None if state.get(LATE_ROWS) else state.get("rows"), step)
             if self.with_csv:
                 self._write_tables()
 
@@ -123,13 +136,13 @@ class FileLogger(LoggerTool):
         self._rows, self._tables = None, {}
         finish_all(closing)
 
-    def _open_rows(self) -> IO[str]:
+    def _open_rows(self) -> LineFile:
         if self._rows is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             path = self.folder / METRICS_FILE
             _mend_rows(path)
             self._count = _count_lines(path)
-            self._rows = open(path, "a", encoding="utf-8", newline="\n")
+            self._rows = LineFile(path)
         return self._rows
 
 
@@ -141,7 +154,7 @@ class CsvTable:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file: IO[str] | None = None
+        self._file: LineFile | None = None
         self._writer: Any = None
         self._columns: list[str] = []
         self._names: dict[str, str] = {}  # columns by metric
@@ -152,14 +165,14 @@ class CsvTable:
         for key in metrics.keys() - names.keys():
             names[key] = _column(key)
         cells = {names[key]: value for key, value in metrics.items()}
-        file = self._file or self._reopen()
+        if self._file is None:
+            self._reopen()
         new = [column for column in cells if column not in self._columns]
         if new or not self._columns:
-            file = self._widen(new)
+            self._widen(new)
         known = self._columns[len(_FIXED_COLUMNS) :]
         values = ["" if (cell := cells.get(column)) is None else repr(cell) for column in known]
-        self._writer.writerow([step, epoch, *values])
-        file.flush()
+        self._writer.writerow([step, epoch, *values])  # in one write
 
     def close(self) -> None:
         """Closes the file."""
@@ -167,28 +180,25 @@ class CsvTable:
             self._file.close()
             self._file = None
 
-    def _reopen(self) -> IO[str]:
+    def _reopen(self) -> None:
         if self.path.exists():
             _cut_after_last_newline(self.path)
             with open(self.path, encoding="utf-8", newline="") as file:
                 self._columns = next(csv.reader(file), [])
-        self._file = open(self.path, "a", encoding="utf-8", newline="")
+        self._file = LineFile(self.path)
         self._writer = csv.writer(self._file, lineterminator="\n")
-        return self._file
 
-    def _widen(self, new: list[str]) -> IO[str]:
+    def _widen(self, new: list[str]) -> None:
         self.close()
         with open(self.path, encoding="utf-8", newline="") as file:
             old_rows = list(csv.reader(file))[1:]
         self._columns = [*(self._columns or _FIXED_COLUMNS), *new]
-        temporary = self.path.with_name(self.path.name + ".tmp")
-        with open(temporary, "w", encoding="utf-8", newline="") as file:
+        with _replacing(self.path) as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(self._columns)
             width = len(self._columns)
             writer.writerows([*row, *[""] * (width - len(row))] for row in old_rows)
-        os.replace(temporary, self.path)
-        return self._reopen()
+        self._reopen()
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
@@ -203,6 +213,8 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """
     path = Path(path)
     path = path / METRICS_FILE if path.is_dir() else path
+    if path.exists() and not path.is_file():
+        raise MetricError(f"{path}: found no regular file, expected rows of metrics.")
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     rows = []
     for number, line in enumerate(lines, start=1):
@@ -234,11 +246,12 @@ def _encode_row(row: HostMetrics, step: int, mode: str, epoch: int) -> str:
 def _decode_row(line: str) -> dict[str, Any] | None:
     try:
         row = json.loads(line)
-    except ValueError:
+        # The name of a set becomes the name of a file.
+        if not _SET_NAME.fullmatch(row["set"]) or type(row["step"]) is not int:
+            return None
+        row["metrics"] |= {key: float(text) for key, text in row.pop("nonfinite", {}).items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    if not isinstance(row, dict) or not isinstance(row.get("metrics"), dict):
-        return None
-    row["metrics"] |= {key: float(text) for key, text in row.pop("nonfinite", {}).items()}
     return row
 
 
@@ -269,7 +282,8 @@ def retire_rows(path: Path, count: int | None, step: int) -> bool:
         file.flush()
         os.fsync(file.fileno())
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
+    temporary.unlink(missing_ok=True)
+    with open(temporary, "xb") as file:
         file.writelines(kept)
         file.flush()
         os.fsync(file.fileno())
@@ -332,8 +346,15 @@ def _column(key: str) -> str:
     )
 
 
-def _replace(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[IO[str]]:
+    """Gives a file that takes the place of another when it is whole; else it leaves nothing."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    temporary.unlink(missing_ok=True)  # of a killed run; a link would be written through
+    try:
+        with open(temporary, "x", encoding="utf-8", newline="") as file:
+            yield file
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from xtrainer.errors import ConfigError, require
-from xtrainer.loggers.base import LoggerTool, LoggerToolConfig
+from xtrainer.loggers.base import LoggerTool, LoggerToolConfig, saved_run_id
 from xtrainer.types import JSON, HostMetrics
 
 _STATUS = {"completed": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 _CONFIG_FILE = "config.json"
+_MAX_NAME = 240
+"""MLflow takes 250 characters; the rest is for telling names apart."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +62,8 @@ class MLflowLogger(LoggerTool):
         tracking: The imported package ``mlflow.tracking``.
     """
 
+    is_remote = True
+
     def __init__(self, config: MLflowLoggerConfig, name: str, tracking: Any) -> None:
         self.config = config
         self.name = name
@@ -68,6 +72,7 @@ class MLflowLogger(LoggerTool):
         self._run_id: str | None = None
         self._after: int | None = None
         self._sent: dict[str, dict[int, float]] = {}
+        self._names: dict[str, str] = {}  # those that MLflow is given, by metric
 
     def open(self) -> None:
         """Begins the run, or goes on with the one that was closed."""
@@ -82,7 +87,7 @@ class MLflowLogger(LoggerTool):
         """Sends one row."""
         client, run_id = self._open()
         now = int(time.time() * 1000)
-        row = {_allowed(f"{mode}/{key}"): value for key, value in metrics.items()}
+        row = {self._name(f"{mode}/{key}"): value for key, value in metrics.items()}
         new = [
             self._metric(key, value, now, step)
             for key, value in {**row, f"{mode}/epoch": float(epoch)}.items()
@@ -103,7 +108,7 @@ class MLflowLogger(LoggerTool):
 
     def load_state_dict(self, state: Mapping[str, Any], step: int) -> None:
         """Goes on with the run of a checkpoint."""
-        self._run_id = state.get("run_id", self._run_id)
+        self._run_id = saved_run_id(state) or self._run_id
         self._after, self._sent = step, {}
 
     def finalize(self, status: str) -> None:
@@ -129,6 +134,15 @@ class MLflowLogger(LoggerTool):
             self._client = client
         return self._client, self._run_id
 
+    def _name(self, metric: str) -> str:
+        """Returns the name for a metric; where two would have one, the later gets a ``_``."""
+        if metric not in self._names:
+            name, taken = _allowed(metric), set(self._names.values())
+            while name in taken:
+                name += "_"
+            self._names[metric] = name
+        return self._names[metric]
+
     def _is_there(self, key: str, value: float, step: int) -> bool:
         """Says whether an earlier process has sent a value after the checkpoint."""
         if self._after is None or step < self._after:
@@ -145,5 +159,12 @@ class MLflowLogger(LoggerTool):
 
 
 def _allowed(key: str) -> str:
-    """Returns a name that MLflow takes, which are letters, digits and ``_-. :/``."""
-    return "".join(c if c.isalnum() and c.isascii() or c in "_-. :/" else "_" for c in key)
+    """Returns a name that MLflow takes: letters, digits and ``_-. :/``, as a path within a folder.
+
+    Example:
+        >>> _allowed("val/../größe")
+        'val/__/gr__e'
+    """
+    name = "".join(c if c.isalnum() and c.isascii() or c in "_-. :/" else "_" for c in key)
+    parts = [part if part.strip(".") else "_" * max(len(part), 1) for part in name.split("/")]
+    return "/".join(parts)[:_MAX_NAME]

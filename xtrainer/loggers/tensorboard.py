@@ -1,9 +1,10 @@
 """Metrics for TensorBoard: event files in ``<run folder>/tensorboard``, written by tensorboardX."""
 
+import contextlib
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,9 @@ class TensorBoardLogger(LoggerTool):
     tensorboardX's ``SummaryWriter`` is not used: its thread dies silently on a full disk, and then
     its queue of ten events blocks the run for ever; its ``flush`` does not wait for the queue.
 
+    After a write that has failed a file may end within a record, and nothing behind it would be
+    read: the next write begins a new file, with what was written since the last flush.
+
     Args:
         folder: Where the event files go.
         flush_every_s: Seconds between two flushes, at the least.
@@ -52,6 +56,7 @@ class TensorBoardLogger(LoggerTool):
         self._tags: dict[str, dict[str, str]] = {}  # by set and metric
         self._purge_step: int | None = None
         self._newest = 0
+        self._unflushed: list[Any] = []  # events
 
     def open(self) -> None:
         """Begins an event file."""
@@ -66,7 +71,10 @@ class TensorBoardLogger(LoggerTool):
         self._writer = EventsWriter(str(self.folder / "events"), suffix)
         if self._purge_step is not None:
             self._purge(self._purge_step)
-        self.flush()
+        with self._or_anew():
+            for event in self._unflushed:
+                self._writer.write_event(event)
+            self._flush()
 
     def log_config(self, config: Mapping[str, JSON]) -> None:
         """Keeps the config as a text, as indented JSON."""
@@ -96,8 +104,24 @@ class TensorBoardLogger(LoggerTool):
     def flush(self) -> None:
         """Writes pending events to the disk."""
         if self._writer is not None:
-            self._writer.flush()
-            self._flushed_at = time.monotonic()
+            with self._or_anew():
+                self._flush()
+
+    def _flush(self) -> None:
+        self._writer.flush()
+        self._flushed_at = time.monotonic()
+        self._unflushed.clear()
+
+    @contextlib.contextmanager
+    def _or_anew(self) -> Iterator[None]:
+        """Leaves the event file behind where something in it fails."""
+        try:
+            yield
+        except BaseException:
+            writer, self._writer = self._writer, None
+            with contextlib.suppress(Exception):
+                writer.close()
+            raise
 
     def load_state_dict(self, state: Mapping[str, Any], step: int) -> None:
         """Lets TensorBoard forget what was logged of later steps."""
@@ -115,14 +139,18 @@ class TensorBoardLogger(LoggerTool):
         start = event_pb2.Event(  # type: ignore[attr-defined]
             wall_time=time.time(), step=step, session_log=log(status=log.START)
         )
-        self._writer.write_event(start)
+        with self._or_anew():
+            self._writer.write_event(start)
+        self._unflushed.append(start)
         self._purge_step = None
 
     def finalize(self, status: str) -> None:
         """Writes pending events and closes the event file."""
-        writer, self._writer = self._writer, None
-        if writer is not None:
-            writer.close()  # flushes first
+        if self._writer is not None:
+            with self._or_anew():
+                self._flush()
+            self._writer.close()
+            self._writer = None
 
     def _write(self, summary: Any, step: int) -> None:
         self.open()
@@ -132,9 +160,12 @@ class TensorBoardLogger(LoggerTool):
         event = event_pb2.Event(  # type: ignore[attr-defined]
             wall_time=time.time(), step=step, summary=summary
         )
-        self._writer.write_event(event)
-        if time.monotonic() - self._flushed_at >= self.flush_every_s:
-            self.flush()
+        with self._or_anew():
+            self._writer.write_event(event)
+            if time.monotonic() - self._flushed_at >= self.flush_every_s:
+                self._flush()
+                return
+        self._unflushed.append(event)  # the one that fails is given again by the caller
 
 
 def _tag(name: str) -> str:

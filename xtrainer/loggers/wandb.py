@@ -6,14 +6,18 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+from xtrainer.config.redact import redact
 from xtrainer.errors import ConfigError, require
-from xtrainer.loggers.base import LoggerTool, LoggerToolConfig
+from xtrainer.loggers.base import LoggerTool, LoggerToolConfig, saved_run_id
 from xtrainer.types import JSON, HostMetrics
 
 
 @dataclass(frozen=True, kw_only=True)
 class WandBLoggerConfig(LoggerToolConfig):
-    """A run at Weights & Biases; sends metrics, texts and the config, no code and no console."""
+    """A run at Weights & Biases; sends metrics, texts and the config, no code and no console.
+
+    The key is W&B's own affair: the variable WANDB_API_KEY, or what ``wandb login`` has kept.
+    """
 
     project: str = "xtrainer"
     """The project that the run belongs to."""
@@ -56,6 +60,8 @@ class WandBLogger(LoggerTool):
         wandb: The imported package.
     """
 
+    is_remote = True
+
     def __init__(self, config: WandBLoggerConfig, folder: Path | None, wandb: ModuleType) -> None:
         self.config = config
         self.folder = folder
@@ -88,7 +94,7 @@ class WandBLogger(LoggerTool):
 
     def load_state_dict(self, state: Mapping[str, Any], step: int) -> None:
         """Goes on with the run of a checkpoint; rows of later steps are sent again, not removed."""
-        self._run_id = state.get("run_id", self._run_id)
+        self._run_id = saved_run_id(state) or self._run_id
 
     def finalize(self, status: str) -> None:
         """Closes the run; its exit code is 1 for ``"failed"``."""
@@ -106,13 +112,16 @@ class WandBLogger(LoggerTool):
             self._run = self._wandb.init(
                 project=self.config.project,
                 entity=self.config.entity,
-                name=self.config.name or (self.folder.name if self.folder else None),
+                name=redact(self.config.name) or (self.folder.name if self.folder else None),
                 mode=self.config.mode,
                 tags=self.config.tags or None,
                 dir=None if self.folder is None else str(self.folder),
                 id=self._run_id,
                 resume=None if self._run_id is None else "allow",
-                settings=self._wandb.Settings(save_code=False, disable_git=True, console="off"),
+                # Its metadata hold the command line, and who has started it.
+                settings=self._wandb.Settings(
+                    save_code=False, disable_git=True, console="off", x_disable_meta=True
+                ),
             )
             self._run_id = self._run.id
         else:

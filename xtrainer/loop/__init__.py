@@ -15,10 +15,12 @@ from xtrainer.loop.stop import StopReason
 from xtrainer.loop.together import agree_on_end, agree_on_first_batch
 from xtrainer.loop.train import Loaders, run_training
 from xtrainer.loop.view import LoopTrainer, OpenRows, RowKeeper, StepHook, Watcher
+from xtrainer.loop.watchdog import Limits, Watchdog
 
 __all__ = [
     "Agenda",
     "Ledger",
+    "Limits",
     "LoopTrainer",
     "Loaders",
     "OpenRows",
@@ -27,6 +29,7 @@ __all__ = [
     "Setback",
     "StepHook",
     "StopReason",
+    "Watchdog",
     "Watcher",
     "agree_on_end",
     "agree_on_first_batch",

@@ -93,6 +93,7 @@ def evaluate_loader(
             window, ticket = executor(state, batch, window, bits)
             waiting.append(ticket)
             batches += 1
+            trainer.ledger.beats += 1
             if len(waiting) > limit:
                 # Read equally late everywhere, so that all leave after the same batch.
                 _leave_if_said(waiting.popleft(), together, source)
@@ -105,11 +106,15 @@ def evaluate_loader(
     elif trainer.interrupts.breaks_off:
         raise BrokenOff
     if not batches:
-        raise LoaderError(
-            f"The {source.name!r} loader gave no batch to evaluate. An evaluation of nothing has "
-            "no mean; give it data, or pass None for no evaluation."
-        )
+        raise _nothing(source)
     return whole(window)
+
+
+def _nothing(source: LoaderSource) -> LoaderError:
+    return LoaderError(
+        f"The {source.name!r} loader gave no batch to evaluate. An evaluation of nothing has no "
+        "mean; give it data, or pass None for no evaluation."
+    )
 
 
 def _leave_if_said(ticket: jax.Array, together: Together, source: LoaderSource) -> None:
@@ -128,11 +133,10 @@ def _batches(
 
     Where other processes may have more, batches of padding follow without end.
     """
+    ahead = Prefetcher(source, prepare, None, may_inline=trainer.feeds_host_batches)
+    ahead.breaks_off = lambda: trainer.interrupts.breaks_off
     try:
-        with contextlib.closing(
-            Prefetcher(source, prepare, None, may_inline=trainer.feeds_host_batches)
-        ) as ahead:
-            ahead.breaks_off = lambda: trainer.interrupts.breaks_off
+        with contextlib.closing(ahead):
             if not together.several:
                 for batch, _ in ahead:
                     yield batch, False
@@ -140,9 +144,10 @@ def _batches(
                 for batch, position in ahead:
                     at_end = source.length is None or position.batches >= source.length
                     yield batch, at_end and ahead.ended()
-        trainer.ledger.move("validation", "data_wait", ahead.waited_s)
     except Exception as error:
         together.fail(error)
+    finally:
+        trainer.ledger.waited(source.name, "validation", ahead.waited_s)
     while together.several:
         yield prepare.empty(), together.error is None
 

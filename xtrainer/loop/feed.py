@@ -145,12 +145,14 @@ class Feed:
             skipped = progress.skipped_batches
             ahead.skips = lambda at, skipped=skipped: (at.pass_index, at.batches) in skipped
             ahead.breaks_off = lambda: trainer.interrupts.asked is not None
-            with contextlib.closing(ahead):
-                for batch, position in ahead:
-                    last = several and self._is_last(ahead, position)
-                    yield Item(batch, position, last)
-                yield None
-            trainer.ledger.move("step", "data_wait", ahead.waited_s)
+            try:
+                with contextlib.closing(ahead):
+                    for batch, position in ahead:
+                        last = several and self._is_last(ahead, position)
+                        yield Item(batch, position, last)
+                    yield None
+            finally:
+                trainer.ledger.waited(source.name, "step", ahead.waited_s)
             if several and ahead.was_broken_off:
                 return True  # the others hear of it with an empty batch
             if last and not self._together.all_ended(self._peek()):

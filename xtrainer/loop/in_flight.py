@@ -165,7 +165,7 @@ class InFlight:
         self.trouble = newest[2] > 0 or newest[4] > 0
         if newest[1] > before and batches:
             self._note_refused(np.atleast_2d(report).tolist(), batches, before)
-            self.trouble = True
+            self.trouble |= bool(self.refused)
 
     def take_refused(self) -> list[Refused]:
         """Returns the refused steps that were read since it was asked for them."""
@@ -177,7 +177,7 @@ class InFlight:
     ) -> None:
         for row, batch in zip(rows, batches, strict=True):
             _, skipped, consecutive, first, *_ = row
-            if skipped > before:
+            if skipped > before and consecutive:  # else it has but lowered the scale of the loss
                 step = first + consecutive - 1
                 self.refused.append(Refused(step, batch, self.moment(step - 1).position))
             before = skipped

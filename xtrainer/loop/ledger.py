@@ -39,6 +39,8 @@ class Ledger:
         first_step: The accounts when the first step was done; empty before.
         earlier: The seconds of earlier processes of the run, by account.
         details: By part within an account, such as a callback's class.
+        waits: The seconds that steps and evaluations have waited for batches, by loader.
+        beats: Counts what moves on within an account, such as the batches of a validation.
 
     Example:
         >>> times = iter([0.0, 1.0, 4.0, 6.0])
@@ -54,7 +56,9 @@ class Ledger:
         self.seconds: dict[str, float] = {name: 0.0 for name in ACCOUNTS}
         self.first_step: dict[str, float] = {}
         self.details: dict[str, float] = {}
+        self.waits: dict[str, float] = {}
         self.earlier: dict[str, float] = {}
+        self.beats = 0
         self._clock = clock
         self._open: list[str] = []
         self._since = 0.0
@@ -75,10 +79,36 @@ class Ledger:
             if detail is not None:
                 self.details[detail] = self.details.get(detail, 0.0) + ended - begun
 
+    def beat(self) -> None:
+        """Says that something has moved on: a limit of time counts from here again."""
+        self.beats += 1
+
+    def now(self) -> tuple[str, float]:
+        """Returns the account that is open now, and when that was last changed by its clock.
+
+        May be called from another thread.
+        """
+        innermost = self._open[-1:]  # at once: it may be closed meanwhile
+        return innermost[0] if innermost else "idle", self._since
+
     def move(self, source: str, target: str, seconds: float) -> None:
         """Counts seconds for another account than the one they were spent in."""
         self.seconds[source] -= seconds
         self.seconds[target] += seconds
+
+    @contextmanager
+    def waiting(self, loader: str) -> Iterator[None]:
+        """Counts the time inside for ``data_wait``, and for a loader."""
+        begun = self._turn("data_wait")
+        try:
+            yield
+        finally:
+            self.waits[loader] = self.waits.get(loader, 0.0) + self._turn(None) - begun
+
+    def waited(self, loader: str, source: str, seconds: float) -> None:
+        """Counts seconds for ``data_wait`` that were spent in another account, and whose fault."""
+        self.move(source, "data_wait", seconds)
+        self.waits[loader] = self.waits.get(loader, 0.0) + seconds
 
     def snapshot(self) -> dict[str, float]:
         """Returns the seconds by account up to now."""
@@ -116,6 +146,13 @@ class Ledger:
     def warn_of_large_parts(self) -> None:
         """Says which parts have taken more than a tenth of a run that is not too short to tell."""
         total = self.total
+        for name, seconds in self.waits.items():
+            if total > _SHARE_AFTER_S and seconds > _SHARE * total:
+                _LOG.warning(
+                    "The run is data-bound: it has waited %.1f s, %.0f %% of its time, for the %r "
+                    "loader. Let it do less for a batch, or work in several threads or processes.",
+                    seconds, 100 * seconds / total, name,
+                )  # fmt: skip
         for name, seconds in self.details.items():
             if total > _SHARE_AFTER_S and seconds > _SHARE * total:
                 _LOG.warning(

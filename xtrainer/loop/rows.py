@@ -1,10 +1,13 @@
 """Which rows of metrics has a run logged, and which is it about to? They go on after a resume."""
 
 import contextlib
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 
+from xtrainer.errors import CheckpointError
+from xtrainer.loop.always import always
 from xtrainer.loop.setback import Spikes
 from xtrainer.loop.view import LoopTrainer, OpenRows
 from xtrainer.loop.windows import MetricWindows, row_from_json, row_to_json
@@ -76,17 +79,26 @@ class Rows:
         trainer = self.trainer
         saved, trainer.restored_rows = trainer.restored_rows, None
         if saved is not None and saved.run is not None:
-            self.windows.load_state_dict(saved.run["windows"])
-            self.newest = row_from_json(saved.run["newest"])
-            if saved.run["validated"] is not None:
-                step, key, metrics = saved.run["validated"]
-                self.validated = Validated(step, key, row_from_json(metrics))
-                self.results[key] = self.validated.metrics
-            if pending := saved.run.get("pending"):
-                self.pending = Pending(str(pending[0]), int(pending[1]), str(pending[2]))
-            if self.spikes is not None:
-                self.spikes.losses.extend(map(float, saved.run.get("losses", [])))
+            try:
+                self._load(saved.run)
+            except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+                raise CheckpointError(
+                    f"The rows of metrics in the checkpoint cannot be read ({error!r}), expected "
+                    "what a save writes. Use another step."
+                ) from error
         trainer.row_keeper = self
+
+    def _load(self, run: Mapping[str, Any]) -> None:
+        self.windows.load_state_dict(run["windows"])
+        self.newest = row_from_json(run["newest"])
+        if run["validated"] is not None:
+            step, key, metrics = run["validated"]
+            self.validated = Validated(int(step), str(key), row_from_json(metrics))
+            self.results[self.validated.key] = self.validated.metrics
+        if pending := run.get("pending"):
+            self.pending = Pending(str(pending[0]), int(pending[1]), str(pending[2]))
+        if self.spikes is not None:
+            self.spikes.losses.extend(map(float, run.get("losses", [])))
 
     def open_rows(self) -> OpenRows:
         """See :class:`RowKeeper`."""
@@ -112,7 +124,6 @@ class Rows:
         trainer, step = self.trainer, self.trainer.progress.step
         with trainer.ledger.spent("logging"):
             trainer.logger.log_metrics(metrics, step, mode, epoch)
-        trainer.notify("on_epoch_logged", mode, step)
 
     def log_row(self, metrics: HostMetrics, last: StepReport, epoch: int) -> None:
         """Logs the metrics of the steps up to the one that ``last`` reports."""
@@ -121,8 +132,9 @@ class Rows:
         if last.updates < last.step:
             metrics["skipped_steps"] = float(last.step - last.updates)
         with free_transfers(trainer), trainer.ledger.spent("logging"):
-            trainer.notify("on_training_log", metrics, last.step)
-            trainer.logger.log_metrics(metrics, last.step, "train", epoch)
+            log = lambda: trainer.logger.log_metrics(metrics, last.step, "train", epoch)  # noqa: E731
+            with always(log):
+                trainer.notify("on_training_log", metrics, last.step)
         self.newest = metrics
         trainer.black_box.note_row(last.step, metrics)
         if self.spikes is not None and self.spiked is None:

@@ -18,6 +18,7 @@ from xtrainer.data import (
     decode_spec,
     encode_spec,
     num_rows,
+    peek_ahead,
 )
 from xtrainer.errors import LoaderError, PeerError
 from xtrainer.launch import gather, gather_results, peers, raise_for_peers
@@ -138,7 +139,7 @@ def agree_on_first_batch(
 
     def first() -> JSON:
         try:
-            batch = source.peek()
+            batch = peek_ahead(source)
         except StopIteration:
             return None
         return {"rows": num_rows(batch), "spec": encode_spec(batch_spec(batch))}

@@ -13,6 +13,7 @@ import jax
 from xtrainer.data import LoaderPosition, LoaderSource
 from xtrainer.launch import compilation_cache
 from xtrainer.launch.interrupts import NOTICE, BrokenOff, preemption_noticed
+from xtrainer.loop.always import always, noted
 from xtrainer.loop.evaluate import Sources, run_evaluation, transfer_guard
 from xtrainer.loop.feed import Feed, Item
 from xtrainer.loop.in_flight import InFlight, Moment
@@ -92,7 +93,9 @@ class _Run:
         self.rewind_to: LoaderPosition | None = None
 
     def begin(self) -> None:
-        """Makes up for a validation that was broken off; ends a run that has nothing to do."""
+        """Does what was due when the run was ended; ends one that has nothing to do."""
+        if not self.loaders.val:
+            self.rows.pending = None
         if (pending := self.rows.pending) is not None:
             self.validate(pending.key, pending.epoch)
             if self.rows.pending is None and pending.ends:
@@ -163,11 +166,14 @@ class _Run:
         trainer, progress = self.trainer, self.trainer.progress
         if self.feed.epoch_is_full:
             progress.epochs_done, progress.step_in_epoch = epoch, 0
+        if self.loaders.val and self.plan.validates_after_epoch(epoch):
+            self.rows.pending = Pending(f"val_epoch_{epoch}", epoch)
         metrics = trainer.get_metric_postprocess_fn()(self.windows.end_epoch())
         metrics["epoch_time_s"] = time.perf_counter() - start
-        trainer.notify("on_training_epoch_end", metrics, epoch)
-        self.rows.log_epoch(metrics, "train_epoch", epoch)
-        if self.plan.validates_after_epoch(epoch):
+        with always(lambda: self.rows.log_epoch(metrics, "train_epoch", epoch)):
+            trainer.notify("on_training_epoch_end", metrics, epoch)
+        trainer.notify("on_epoch_logged", "train_epoch", progress.step)
+        if self.rows.pending is not None:
             self.validate(f"val_epoch_{epoch}", epoch)
 
     def pass_is_over(self) -> bool:
@@ -256,12 +262,14 @@ class _Run:
         """Does what is due after a step: a row, a validation, hooks."""
         self.next_event = self.agenda.next_after(step)
         self.count_read_steps(self.in_flight.newest)
+        if self.loaders.val and self.plan.validates_after_step(step):
+            self.rows.pending = Pending(f"val_step_{step}", epoch)
         if step % self.plan.log_every_n_steps == 0:
             self.on_host(self.windows.cut, epoch, report)
             if self.rows.spiked is not None:
                 self.end_for_spike(*self.rows.spiked)
                 return
-        if self.plan.validates_after_step(step) and self.settle():
+        if self.rows.pending is not None and self.settle():
             self.validate(f"val_step_{step}", epoch)
         for hook in self.step_hooks:
             if hook.next_step(step - 1) == step:
@@ -293,7 +301,7 @@ class _Run:
         halted = limit is not None and report.consecutive >= limit
         if self.over or not (halted or report.ended):
             return
-        self.over = True
+        self.over, self.rows.pending = True, None
         newest = self.in_flight.drain()
         progress, moment = trainer.progress, self.in_flight.moment(newest.step)
         progress.step, progress.epochs_done = moment.step, moment.epochs_done
@@ -336,12 +344,10 @@ class _Run:
 
     def give_up(self, error: BaseException) -> None:
         """After an error: progress becomes that of the state, and the rows so far are given out."""
-        try:
-            self.settle()
-            self.rewind()
-            self.rows.close(self.in_flight.newest)
-        except BaseException as other:  # the first error is the one to raise
-            error.add_note(f"After it: {type(other).__name__}: {other}")
+        close = lambda: self.rows.close(self.in_flight.newest)  # noqa: E731
+        for action in (self.settle, self.rewind, close):
+            with noted(error):
+                action()
 
     def validate(self, key: str, epoch: int) -> None:
         """Evaluates on the validation sets, once for a step; broken off, it stays pending."""
@@ -365,8 +371,9 @@ class _Run:
                 trainer.end_run(*agree_on_end(trainer.stop_wanted))
                 return
             progress.validations += 1
-            trainer.notify("on_validation_epoch_end", metrics, epoch, step)
             rows.validated, rows.pending = Validated(step, key, metrics), None
             rows.results[key] = metrics
-            row = {**metrics, "time_s": time.perf_counter() - start}
-            self.rows.log_epoch(row, "val", epoch)
+            spent = lambda: {"time_s": time.perf_counter() - start}  # noqa: E731
+            with always(lambda: rows.log_epoch({**metrics, **spent()}, "val", epoch)):
+                trainer.notify("on_validation_epoch_end", metrics, epoch, step)
+            trainer.notify("on_epoch_logged", "val", step)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from xtrainer.loop.always import always
 from xtrainer.metrics import DeviceMetrics, HostWindow, finish, start_to_host, to_host
 from xtrainer.parallel import copy_tree, put_global
 from xtrainer.step import Flat, StepReport, whole
@@ -69,6 +70,11 @@ class MetricWindows:
         self._begun = step  # the step that ``current`` begins after
         self._cut = step  # the last step of the last row
 
+    @property
+    def has_steps(self) -> bool:
+        """Whether there are steps that no :meth:`end_epoch` has counted."""
+        return bool(self._parts) or self._pending is not None or self._begun != self.step
+
     def cut(self, epoch: int, report: jax.Array) -> None:
         """Ends a row with the newest step, which ended as reported, and gives out the one before.
 
@@ -76,7 +82,10 @@ class MetricWindows:
             epoch: Of the row.
             report: int32 ``(7,)``, or ``(steps, 7)`` with the newest step last.
         """
-        self._emit_pending()
+        with always(lambda: self._end_row(epoch, report)):
+            self._emit_pending()
+
+    def _end_row(self, epoch: int, report: jax.Array) -> None:
         window = whole(self.current)
         start_to_host(window.packed)  # the report is under way already
         self._pending = _Cut(window, report, epoch, self.step, self._cut)
@@ -98,11 +107,6 @@ class MetricWindows:
         self._merge_parts()
         parts, self._parts = self._parts, []
         return finish(parts[0], ("mean_nopostfix",)) if parts else {}
-
-    @property
-    def has_steps(self) -> bool:
-        """Whether there are steps that no epoch has ended with."""
-        return bool(self._parts) or self._begun != self.step
 
     def close(self, newest: StepReport, epoch: int) -> None:
         """Gives out every row, also the last one of fewer steps, which ends with ``newest``."""
@@ -137,13 +141,15 @@ class MetricWindows:
             )
             return
         packed = decode_array(saved["current"])
+        if (packed.shape, packed.dtype) != (window.packed.shape, window.packed.dtype):
+            raise ValueError(f"found a window of {packed.dtype}{list(packed.shape)}")
         sharding = window.packed.sharding
         self.current = window.replace(packed=copy_tree(put_global(packed, sharding), sharding))
         parts = [HostWindow(window.layout, decode_array(text)) for text in saved["parts"]]
         self._parts = parts
         text = saved["open"]
         self._open = None if text is None else HostWindow(window.layout, decode_array(text))
-        self._begun, self._cut = saved["steps"]
+        self._begun, self._cut = map(int, saved["steps"])
 
     def rewind(self, step: int) -> None:
         """Says that steps after one were dispatched and not taken."""

@@ -18,6 +18,7 @@ from xtrainer.optim import path_mask
 from xtrainer.parallel import BatchLayout
 from xtrainer.step.loss import LossTerms, evaluate_loss
 from xtrainer.step.precision import cast_floating
+from xtrainer.step.scaling import scale_of_sum, unscaled
 from xtrainer.step.settings import StepSettings
 from xtrainer.types import ApplyFn, BatchLike, LossFunction, PRNGKey, PyTree
 
@@ -39,8 +40,9 @@ def make_micro_gradient_fn(
 ) -> tuple[Callable[..., Any], Callable[..., BatchGradient]]:
     """Returns ``loss_sum(trained, frozen, mutable, batch, row_mask, rng)`` and its gradient.
 
-    The gradient takes ``((trained, frozen), mutable, batch, row_mask, rng)``, see
-    :func:`divide_frozen`, and is that of the sum: it is not divided by the weight.
+    The gradient takes ``((trained, frozen), mutable, batch, row_mask, rng, scale)``, see
+    :func:`divide_frozen` and :func:`make_gradient_fn`. It is that of the sum, not divided by the
+    weight.
 
     Args:
         loss_function: The user's loss.
@@ -57,25 +59,17 @@ def make_micro_gradient_fn(
         )
         return terms.value, terms
 
-    # By the trained parameters alone: no gradient of a frozen one is computed, summed or kept.
-    differentiate = jax.grad(loss_sum, has_aux=True)
-
-    def micro(params: PyTree, mutable: Any, batch: Any, mask: Any, rng: PRNGKey) -> BatchGradient:
-        trained, frozen = params
-        grads, terms = differentiate(trained, frozen, mutable, batch, mask, rng)
-        grads = cast_floating(grads, "float32")
-        if settings.param_shardings is not None:
-            shardings, _ = divide_frozen(settings.param_shardings, settings.freeze)
-            grads = jax.lax.with_sharding_constraint(grads, shardings)
-        return BatchGradient(grads, terms)
-
-    return loss_sum, micro
+    return loss_sum, _make_micro_fn(loss_sum, settings)
 
 
 def make_gradient_fn(
     loss_function: LossFunction, apply_fn: ApplyFn, settings: StepSettings
-) -> Callable[[PyTree, Any, BatchLike, jax.Array, PRNGKey], BatchGradient]:
-    """Returns ``gradient(params, mutable, batch, row_mask, rng)``.
+) -> Callable[..., BatchGradient]:
+    """Returns ``gradient(params, mutable, batch, row_mask, rng, scale)``.
+
+    ``scale``, float32 ``()``, is that of the loss while it is differentiated; the gradients are
+    divided by it in float32, those of each micro-batch before they are added up. Where it is left
+    out nothing is scaled.
 
     Args:
         loss_function: The user's loss.
@@ -86,28 +80,67 @@ def make_gradient_fn(
     loss_sum, micro = make_micro_gradient_fn(loss_function, apply_fn, settings)
 
     def gradient(
-        params: PyTree, mutable: Any, batch: BatchLike, mask: jax.Array, rng: PRNGKey
+        params: PyTree,
+        mutable: Any,
+        batch: BatchLike,
+        mask: jax.Array,
+        rng: PRNGKey,
+        scale: jax.Array | None = None,
     ) -> BatchGradient:
+        part = functools.partial(micro, scale=scale)
         params = cast_floating(params, settings.precision.compute_dtype)
         params = trained, frozen = divide_frozen(params, settings.freeze)
         count = settings.accumulate_steps
         if count == 1:
-            total = micro(params, mutable, batch, mask, jax.random.fold_in(rng, 0))
+            total = part(params, mutable, batch, mask, jax.random.fold_in(rng, 0))
         else:
             pieces = split_rows((batch, mask), count, settings.layout)
             if settings.accumulate_scan:
                 first = jax.tree.map(lambda x: x[0], pieces)
                 _, terms = jax.eval_shape(loss_sum, trained, frozen, mutable, *first, rng)
-                total = _scan(micro, terms, params, mutable, pieces, rng, count)
+                total = _scan(part, terms, params, mutable, pieces, rng, count)
             else:
-                total = _loop(micro, params, mutable, pieces, rng, count)
+                total = _loop(part, params, mutable, pieces, rng, count)
         weight = total.terms.weight
-        scale = jnp.where(weight == 0, 0.0, 1.0 / jnp.where(weight == 0, 1.0, weight))
-        grads = jax.tree.map(lambda g: g * scale, total.grads)
+        share = jnp.where(weight == 0, 0.0, 1.0 / jnp.where(weight == 0, 1.0, weight))
+        grads = jax.tree.map(lambda g: g * share, total.grads)
         zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), frozen)
         return total.replace(grads=join_frozen(grads, zeros))
 
     return gradient
+
+
+def _make_micro_fn(
+    loss_sum: Callable[..., tuple[jax.Array, LossTerms]], settings: StepSettings
+) -> Callable[..., BatchGradient]:
+    """Returns ``micro(params, mutable, batch, row_mask, rng, scale)``: of one micro-batch's sum."""
+
+    def scaled_sum(trained: PyTree, scale: jax.Array, *args: Any) -> tuple[jax.Array, Any]:
+        value, terms = loss_sum(trained, *args)
+        factor = scale_of_sum(scale, terms.weight)
+        return value * factor, (terms, factor)
+
+    # By the trained parameters alone: no gradient of a frozen one is computed, summed or kept.
+    differentiate = jax.grad(loss_sum, has_aux=True)
+    differentiate_scaled = jax.grad(scaled_sum, has_aux=True)
+
+    def micro(
+        params: PyTree, mutable: Any, batch: Any, mask: Any, rng: PRNGKey, scale: Any
+    ) -> BatchGradient:
+        trained, frozen = params
+        args = (frozen, mutable, batch, mask, rng)
+        if scale is None:
+            grads, terms = differentiate(trained, *args)
+            grads = cast_floating(grads, "float32")
+        else:
+            grads, (terms, factor) = differentiate_scaled(trained, scale, *args)
+            grads = unscaled(cast_floating(grads, "float32"), factor)
+        if settings.param_shardings is not None:
+            shardings, _ = divide_frozen(settings.param_shardings, settings.freeze)
+            grads = jax.lax.with_sharding_constraint(grads, shardings)
+        return BatchGradient(grads, terms)
+
+    return micro
 
 
 def split_rows(tree: PyTree, count: int, layout: BatchLayout | None) -> PyTree:

@@ -9,6 +9,7 @@ import numpy as np
 from xtrainer.metrics import to_host
 from xtrainer.state import GuardState, TrainState
 from xtrainer.step.order import Line
+from xtrainer.step.scaling import Overflow, next_scale
 from xtrainer.step.signals import Signals, ends_after, ends_before
 from xtrainer.types import PyTree
 
@@ -63,6 +64,7 @@ def guard_step(
     limit: int | None,
     signals: Signals | None = None,
     line: Line | None = None,
+    overflow: Overflow | None = None,
 ) -> tuple[TrainState, jax.Array]:
     """Returns the state after the guard, and whether the step was accepted.
 
@@ -71,6 +73,9 @@ def guard_step(
     later step is refused as well and not even counted, so that steps which the host has already
     dispatched find the state as the last good step left it.
 
+    A step that lowers a dynamic scale of the loss is refused and is no failure: a row of refused
+    steps ends with it as with a good one.
+
     Args:
         old: The state before the step.
         new: The state as the optimizer would leave it; its ``step`` and ``guard`` are not read.
@@ -78,6 +83,7 @@ def guard_step(
         limit: Refused steps in a row that halt the run; None: no limit.
         signals: What the processes of the run said with this step; None for a process alone.
         line: Where the selections wait for one another; None: they do not.
+        overflow: What the step says to a dynamic scale of the loss; None: it is not dynamic.
     """
     line = line or Line(False)
     guard = old.guard
@@ -90,11 +96,16 @@ def guard_step(
         halted |= guard.consecutive >= limit
     accept = finite & ~halted
     refused = ~finite & ~halted
+    passed, failed = accept, refused
+    if overflow is not None:
+        finite |= overflow.lowers
+        passed, failed = finite & ~halted, refused & ~overflow.lowers
     consecutive = jnp.where(halted, guard.consecutive, jnp.where(finite, 0, guard.consecutive + 1))
-    begins = refused & (guard.consecutive == 0)
+    begins = failed & (guard.consecutive == 0)
     skipped = guard.skipped + refused.astype(jnp.int32)
-    first = jnp.where(begins, old.step + 1, jnp.where(accept, 0, guard.first))
-    counts = jnp.stack([skipped, consecutive, first, jnp.where(halted, ended, after)])
+    first = jnp.where(begins, old.step + 1, jnp.where(passed, 0, guard.first))
+    numbers = [skipped, consecutive, first, jnp.where(halted, ended, after)]
+    counts = jnp.stack([*numbers, *next_scale(guard, overflow, accept, refused)])
     halts = halted if limit is None else halted | (consecutive >= limit)
     state = old.replace(
         step=jnp.where(halts, old.step, old.step + 1),
@@ -120,4 +131,5 @@ def report_of(
     rows = row_mask.astype(jnp.float32).sum().astype(jnp.int32)
     examples = jnp.where(new.step > old.step, rows, 0)
     agreed = jnp.zeros((), jnp.int32) if signals is None else signals.all
-    return jnp.concatenate([new.step[None], new.guard.counts, jnp.stack([agreed, examples])])
+    counts = new.guard.counts[:4] if new.guard.keeps_scale else new.guard.counts
+    return jnp.concatenate([new.step[None], counts, jnp.stack([agreed, examples])])

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from xtrainer.metrics import norms_per_param
-from xtrainer.state import TrainState
+from xtrainer.state import GuardState, TrainState
 from xtrainer.step.diagnose import Finding, find_nonfinite, jit_once
 from xtrainer.step.gradients import (
     BatchGradient,
@@ -23,6 +23,7 @@ from xtrainer.step.guard import all_finite
 from xtrainer.step.loss import evaluate_loss
 from xtrainer.step.order import Line
 from xtrainer.step.precision import cast_floating
+from xtrainer.step.scaling import scale_of
 from xtrainer.step.settings import StepSettings
 from xtrainer.step.train import on_devices, propose
 from xtrainer.types import ApplyFn, BatchLike, LossFunction, PRNGKey, PyTree
@@ -68,7 +69,7 @@ class StepDiagnosis:
 def make_norms_fn(
     loss_function: LossFunction, apply_fn: ApplyFn, settings: StepSettings
 ) -> Callable[..., dict[str, dict[str, jax.Array]]]:
-    """Returns ``norms(params, mutable, batch, row_mask, rng, step)`` by parameter.
+    """Returns ``norms(params, mutable, batch, row_mask, rng, step, guard)`` by parameter.
 
     They are ``gradients`` and ``parameters``; ``step`` is what is folded into ``rng``, one less
     than the number of the step.
@@ -81,9 +82,16 @@ def make_norms_fn(
     gradient = make_gradient_fn(loss_function, apply_fn, settings)
 
     def norms(
-        params: PyTree, mutable: Any, batch: Any, mask: jax.Array, rng: PRNGKey, step: Any
+        params: PyTree,
+        mutable: Any,
+        batch: Any,
+        mask: jax.Array,
+        rng: PRNGKey,
+        step: Any,
+        guard: GuardState,
     ) -> dict[str, dict[str, jax.Array]]:
-        grads = gradient(params, mutable, batch, mask, jax.random.fold_in(rng, step)).grads
+        rng, scale = jax.random.fold_in(rng, step), scale_of(settings.precision, guard)
+        grads = gradient(params, mutable, batch, mask, rng, scale).grads
         return {"gradients": norms_per_param(grads), "parameters": norms_per_param(params)}
 
     return norms
@@ -139,6 +147,7 @@ class _Step:
     def diagnose(self, state: TrainState, batch: BatchLike, row_mask: jax.Array) -> StepDiagnosis:
         """See :func:`diagnose_step`."""
         rng = jax.random.fold_in(state.rng, state.step)
+        scale = scale_of(self.settings.precision, state.guard)
         count, mutable = self.settings.accumulate_steps, state.mutable_variables
         pieces = split_rows(jax.tree.map(jnp.asarray, (batch, row_mask)), count, None)
         run = jit_once(self.part)
@@ -146,7 +155,7 @@ class _Step:
         for index in range(count):
             part, mask = jax.tree.map(lambda x, i=index: x[i], pieces)
             arguments = {"params": state.params, "mutable_variables": mutable, "batch": part}
-            arguments |= {"row_mask": mask, "rng": jax.random.fold_in(rng, index)}
+            arguments |= {"row_mask": mask, "rng": jax.random.fold_in(rng, index), "scale": scale}
             result = run(*arguments.values())
             results.append(result)
             for phase, function, values in self.phases(result):
@@ -156,7 +165,7 @@ class _Step:
             mutable = result.terms.mutable
         arguments = {"params": state.params, "opt_state": state.opt_state}
         arguments |= {"mutable_variables": state.mutable_variables, "batch": batch}
-        arguments |= {"row_mask": row_mask, "rng": rng}
+        arguments |= {"row_mask": row_mask, "rng": rng, "scale": scale}
         if all_finite(jit_once(self.update)(*arguments.values())):
             return self.said(results, "", None, None)
         return self.said(results, "update", find_nonfinite(self.update, arguments), None)
@@ -170,27 +179,36 @@ class _Step:
             ("backward pass", lambda *args: self.part(*args).grads, result.grads),
         ]
 
-    def forward(self, params: PyTree, mutable: Any, batch: Any, mask: Any, rng: PRNGKey) -> PyTree:
+    def forward(
+        self, params: PyTree, mutable: Any, batch: Any, mask: Any, rng: PRNGKey, scale: Any
+    ) -> PyTree:
         """Returns all of a micro-batch that the guard looks at, but for the gradient."""
         params = cast_floating(params, self.settings.precision.compute_dtype)
         terms = evaluate_loss(*self.loss, params, mutable, batch, mask, rng, train=True)
         return terms.value, terms.weight, terms.mutable
 
     def part(
-        self, params: PyTree, mutable: Any, batch: Any, mask: Any, rng: PRNGKey
+        self, params: PyTree, mutable: Any, batch: Any, mask: Any, rng: PRNGKey, scale: Any
     ) -> BatchGradient:
         """Returns the gradient of a micro-batch."""
         params = cast_floating(params, self.settings.precision.compute_dtype)
         divided = divide_frozen(params, self.settings.freeze)
-        return self.micro(divided, mutable, batch, mask, rng)
+        return self.micro(divided, mutable, batch, mask, rng, scale)
 
     def update(
-        self, params: PyTree, opt_state: Any, mutable: Any, batch: Any, mask: Any, rng: PRNGKey
+        self,
+        params: PyTree,
+        opt_state: Any,
+        mutable: Any,
+        batch: Any,
+        mask: Any,
+        rng: PRNGKey,
+        scale: Any,
     ) -> PyTree:
         """Returns the updates of the parameters, and the norm by which the guard judges."""
         state = TrainState.create(params, optax.identity(), rng, mutable)
         state = state.replace(opt_state=opt_state)
-        result = make_gradient_fn(*self.loss)(params, mutable, batch, mask, rng)
+        result = make_gradient_fn(*self.loss)(params, mutable, batch, mask, rng, scale)
         line = Line(False)
         updates, _ = propose(self.optimizer, state, result, line)
         return updates, line.norm(result.grads, updates)

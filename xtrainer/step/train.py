@@ -17,6 +17,7 @@ from xtrainer.state import TrainState
 from xtrainer.step.gradients import BatchGradient, make_gradient_fn
 from xtrainer.step.guard import all_finite, guard_step, report_of
 from xtrainer.step.order import Line
+from xtrainer.step.scaling import Overflow, scale_of
 from xtrainer.step.settings import StepSettings
 from xtrainer.step.signals import reduce_signals
 from xtrainer.tree import flatten_with_paths
@@ -68,15 +69,17 @@ def make_train_step(
             row_mask = jnp.ones(jax.tree.leaves(batch)[0].shape[0], bool)
         state = on_devices(state, settings)
         rng = jax.random.fold_in(state.rng, state.step)
-        result = gradient(state.params, state.mutable_variables, batch, row_mask, rng)
+        scale = scale_of(settings.precision, state.guard)
+        result = gradient(state.params, state.mutable_variables, batch, row_mask, rng, scale)
         line, terms = Line(settings.in_line), result.terms
         updates, proposed = propose(optimizer, state, result, line)
         # The norm of the gradient, as a square that overflows would stay in the second moments.
         norm = line.norm(result.grads, updates)
         norms = _norm_values(norm, result.grads, state.params, settings, line)
+        norms += [] if scale is None else [scale]
         finite = all_finite(terms.value, terms.weight, norm, terms.mutable) & _is_read(norms)
         said = None if signals is None else reduce_signals(signals)
-        decide = (finite, settings.nonfinite_limit, said, line)
+        decide = (finite, settings.nonfinite_limit, said, line, _overflow(state, result, settings))
         new_state, accepted = guard_step(state, proposed, *decide)
         metrics = _add_metrics(settings, metrics, result, norms, state.params, accepted)
         return _stored(new_state, settings), metrics, report_of(state, new_state, row_mask, said)
@@ -97,22 +100,34 @@ def propose(
     )
 
 
+def _overflow(state: TrainState, result: BatchGradient, settings: StepSettings) -> Overflow | None:
+    """Returns what the step says to a dynamic scale of the loss; None where there is none."""
+    precision, terms = settings.precision, result.terms
+    if precision.loss_scale != "dynamic":
+        return None
+    forward = all_finite(terms.value, terms.weight, terms.mutable)
+    lowers = forward & ~all_finite(result.grads) & (state.guard.scale_exponent > 0)
+    return Overflow(lowers, precision.loss_scale_growth_steps)
+
+
 def train_layout(
     terms_layout: MetricLayout, params: PyTree, settings: StepSettings
 ) -> MetricLayout:
-    """Returns the layout of a training step's metrics: those of the loss, then the norms.
+    """Returns the layout of a training step's metrics: of the loss, then norms and loss scale.
 
     Raises:
         LossError: If the loss returned a metric that is called like a norm.
     """
-    taken = [name for name in _norm_names(params, settings) if name in terms_layout.names]
+    own: dict[str, tuple[str, ...]] = dict.fromkeys(_norm_names(params, settings), ("mean",))
+    if settings.precision.loss_scale is not None:
+        own["loss_scale"] = ("mean_nopostfix",)
+    taken = [name for name in own if name in terms_layout.names]
     if taken:
         raise LossError(
-            f"The loss returned the metrics {taken}, which are names of norms that the step logs "
+            f"The loss returned the metrics {taken}, which are names of what the step logs "
             "itself. Rename them, or turn off log_grad_norm or log_param_norm."
         )
-    modes = dict(zip(terms_layout.names, terms_layout.modes, strict=True))
-    return MetricLayout.of(modes | dict.fromkeys(_norm_names(params, settings), ("mean",)))
+    return MetricLayout.of(dict(zip(terms_layout.names, terms_layout.modes, strict=True)) | own)
 
 
 def on_devices(state: TrainState, settings: StepSettings) -> TrainState:

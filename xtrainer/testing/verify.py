@@ -1,5 +1,6 @@
 """Is a run that was killed the same as one that was not? Where do they differ first?"""
 
+import dataclasses
 import json
 import random
 from collections.abc import Sequence
@@ -19,12 +20,26 @@ class Journal:
         steps: Fingerprints of the state's leaves after each step.
         end: Digests of the leaves at the end; empty where it did not get there.
         batches: A checksum for each batch by its pass and its number in it.
+        end_step: The step of ``end``.
+        times: When each step was done, in seconds of ``time.time()``.
+        saves: When each checkpoint was begun, by its step.
+        saved: When it was there.
+        fault_at: When a fault has come.
+        stop: The name of the ``StopReason``; empty where the process did not get there.
+        accounts: Where the time went, see ``xtrainer.loop.Ledger``.
     """
 
     start: int | None = None
     steps: dict[int, dict[str, str]] = field(default_factory=dict)
     end: dict[str, str] = field(default_factory=dict)
     batches: dict[tuple[int, int], int] = field(default_factory=dict)
+    end_step: int | None = None
+    times: dict[int, float] = field(default_factory=dict)
+    saves: dict[int, float] = field(default_factory=dict)
+    saved: dict[int, float] = field(default_factory=dict)
+    fault_at: float | None = None
+    stop: str = ""
+    accounts: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -49,7 +64,7 @@ class Difference:
 
 def read_journal(path: Path) -> Journal:
     """Returns the journal in a file; a last line that is torn is passed over."""
-    journal, start = Journal(), None
+    journal, single = Journal(), {}
     for text in path.read_text(encoding="utf-8").splitlines():
         try:
             line = json.loads(text)
@@ -57,15 +72,24 @@ def read_journal(path: Path) -> Journal:
             continue
         match line["kind"]:
             case "start":
-                start = int(line["step"])
+                single["start"] = int(line["step"])
             case "step":
                 journal.steps[int(line["step"])] = line["leaves"]
+                if "at" in line:
+                    journal.times[int(line["step"])] = line["at"]
             case "end":
                 journal.end.update(line["leaves"])
+                single["end_step"] = int(line["step"])
             case "batch":
                 first, second = line["place"]
                 journal.batches[(int(first), int(second))] = int(line["checksum"])
-    return Journal(start, journal.steps, journal.end, journal.batches)
+            case "save" | "saved" as kind:
+                (journal.saves if kind == "save" else journal.saved)[line["step"]] = line["at"]
+            case "fault":
+                single.setdefault("fault_at", line["at"])
+            case "stop":
+                single |= {"stop": line["reason"], "accounts": line["seconds"]}
+    return dataclasses.replace(journal, **single)
 
 
 def choose_kills(last_step: int, count: int, seed: int) -> list[int]:

@@ -29,7 +29,7 @@ from xtrainer.parallel import (
     unbox,
 )
 from xtrainer.registry import models
-from xtrainer.state import TrainState
+from xtrainer.state import GuardState, TrainState
 from xtrainer.step import PrecisionConfig, cast_floating
 from xtrainer.trainer.config import ModelConfig
 from xtrainer.tree import num_elements
@@ -108,7 +108,8 @@ def init_state(
         seed: Seed of initialization and training.
         mesh: The device mesh; all devices on one data axis where None.
         parallel: How parameters spread over the mesh.
-        precision: ``param_dtype`` is the dtype of floating parameters.
+        precision: ``param_dtype`` is the dtype of floating parameters; a dynamic ``loss_scale`` is
+            kept in the state.
 
     Raises:
         ConfigError: If the model has no parameters, or metadata, rules or names of ``parallel`` do
@@ -218,13 +219,14 @@ def _describe_state(
     parallel = parallel or ParallelConfig()
     mesh = build_mesh(parallel) if mesh is None else mesh
     check_mesh(mesh, parallel)
-    dtype = (precision or PrecisionConfig()).param_dtype
+    precision = precision or PrecisionConfig()
 
     def complete(variables: Mapping[str, Any], rng: PRNGKey) -> TrainState:
         rest = dict(flax.core.unfreeze(unbox(variables)))
-        params = cast_floating(rest.pop("params"), dtype)
+        params = cast_floating(rest.pop("params"), precision.param_dtype)
         rest.pop("intermediates", None)
-        return TrainState.create(params, optimizer, rng, rest)
+        guard = GuardState.create(precision.first_exponent)
+        return TrainState.create(params, optimizer, rng, rest, guard)
 
     def create() -> TrainState:
         init_rng, train_rng = jax.random.split(jax.random.key(seed))

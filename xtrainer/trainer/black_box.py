@@ -23,6 +23,7 @@ from typing import Any
 import jax
 
 from xtrainer.checkpoint.items import library_versions
+from xtrainer.config.redact import redact
 from xtrainer.data import LoaderPosition
 from xtrainer.launch import is_main_process, process_index
 from xtrainer.step import PlacedBatch, make_norms_fn
@@ -145,7 +146,9 @@ class BlackBox:
                 self._norms = jit_once(make_norms_fn(*parts))
             state = trainer.state
             model = (state.params, state.mutable_variables)
-            norms = self._norms(*model, batch.data, batch.row_mask, state.rng, step - 1)
+            norms = self._norms(
+                *model, batch.data, batch.row_mask, state.rng, step - 1, state.guard
+            )
             return {name: _finite(tree) for name, tree in jax.device_get(norms).items()}
         except Exception as error:  # the device may have no memory left, for one
             return {"note": repr(error)[:_LETTERS]}
@@ -154,7 +157,7 @@ class BlackBox:
         folder = self._trainer.log_path
         if folder is None or not is_main_process():
             return
-        written = write_record(folder, facts, arrays)
+        written = write_record(folder, redact(facts), arrays)
         if written is not None:
             what = "the refused step" if facts["why"] == "refused" else "the error"
             _LOG.warning(

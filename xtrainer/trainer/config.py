@@ -1,5 +1,6 @@
 """What is asked of a trainer and of its model?"""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -92,6 +93,23 @@ class TrainerConfig(Config):
     """What else happens, in this order; checkpoints are saved last."""
     seed_eval: int = 0
     """Seed of evaluation, for models that draw random numbers there."""
+    startup_timeout_s: float = 3600.0
+    """Seconds that start-up may take without moving on, and later a compilation; <= 0: any. This
+    and the other limits are watched by a thread, see ``on_hang``."""
+    hang_timeout_s: float = 1800.0
+    """Seconds within which a step must finish, and a call of a callback or a logger; <= 0: any. A
+    callback that takes longer may call ``trainer.ledger.beat()`` from time to time."""
+    loader_timeout_s: float = 1800.0
+    """Seconds without a batch after which the loader is taken to hang: that is an error, which says
+    where in its code it stands. A warning comes before it. <= 0: wait for ever."""
+    validation_timeout_s: float = 1800.0
+    """Seconds within which one batch of a validation must finish; <= 0: any."""
+    save_timeout_s: float = 1800.0
+    """Seconds after which a save that is not written counts as failed; <= 0: never."""
+    on_hang: Literal["end", "report"] = "end"
+    """What happens when a limit is passed: all threads of all processes are shown, and which
+    process is missing or behind, in the log and in ``crash_PROCESS.json`` of the run folder. Then
+    ``end`` ends the run at once with the code 124; ``report`` lets it go on, as ``debug`` does."""
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     """Dtypes of parameters and computation."""
     compilation_cache: bool | str = False
@@ -122,6 +140,17 @@ class TrainerConfig(Config):
             value = getattr(self, name)
             if value < 1 and value != -1:
                 found.append(f"{name}: found {value}, expected >= 1, or -1 for no validation.")
+        for name in (
+            "startup_timeout_s",
+            "hang_timeout_s",
+            "loader_timeout_s",
+            "validation_timeout_s",
+            "save_timeout_s",
+        ):
+            if not math.isfinite(getattr(self, name)):
+                found.append(
+                    f"{name}: found {getattr(self, name)}, expected seconds, or 0 for no limit."
+                )
         for name in ("default_train_log_modes", "intermediates_log_modes"):
             for mode in getattr(self, name):
                 if mode not in LOG_MODES:

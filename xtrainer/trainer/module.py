@@ -25,6 +25,7 @@ from xtrainer.metrics import DeviceMetrics, HostWindow, finish
 from xtrainer.step import TrainExecutor
 from xtrainer.trainer import overview, run, saving, shared
 from xtrainer.trainer import resume as resuming
+from xtrainer.trainer.folders import held_folders
 from xtrainer.trainer.parts import TrainerParts
 from xtrainer.trainer.pretrained import PretrainedMap, load_mapped
 from xtrainer.types import BatchLike, HostMetrics
@@ -89,6 +90,7 @@ class TrainerModule(TrainerParts):
             LoaderError: If a loader is empty or has ended.
             NoUsableCheckpointError: If there are checkpoints to resume from, and all are damaged.
             CheckpointError: If a checkpoint does not fit this trainer, or cannot be written.
+            FolderInUseError: If another run trains in the same folder.
         """
         config = self.trainer_config
         plan = make_plan(
@@ -99,11 +101,11 @@ class TrainerModule(TrainerParts):
             config.check_val_every_n_epoch,
             config.check_val_every_n_steps,
         )
-        resuming.resume_run(self, resume)
-        val = self.sources.of_sets(val_loader, "val")
-        return run.train(
-            self, plan, Loaders(self.sources.of(train_loader, "train"), val), test_loader
-        )
+        with held_folders(self):
+            resuming.resume_run(self, resume)
+            val = self.sources.of_sets(val_loader, "val")
+            loaders = Loaders(self.sources.of(train_loader, "train"), val)
+            return run.train(self, plan, loaders, test_loader)
 
     def eval_model(self, data_loader: Any, mode: str = "val", epoch_idx: int = 0) -> HostMetrics:
         """Returns the metrics of one or several sets and logs them under ``mode``."""

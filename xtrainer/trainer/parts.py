@@ -121,9 +121,9 @@ class TrainerParts(Hooks):
     ) -> None:
         self.trainer_config, self.model_config = trainer_config, model_config
         self.optimizer_config, self.exmp_batch = optimizer_config, batch
-        self.progress, self.sources, self.dataset = Progress(), Sources(), None
+        self.progress, self.sources = Progress(), Sources(trainer_config.loader_timeout_s)
         self.stop_reason, self.stop_detail, self.first_step = None, "", True
-        self.stop_wanted, self.setback, self.is_own_state = None, None, False
+        self.stop_wanted, self.setback, self.dataset, self.is_own_state = None, None, None, False
         self.row_keeper, self.restored_rows = OpenRows(), None
         self.interrupts = Interrupts(enabled=False)
         self.black_box = BlackBox(cast(TrainerView, self))
@@ -366,15 +366,15 @@ class TrainerParts(Hooks):
         if self.lr_schedule is None:
             return None
         updates = step - (self.progress.skipped if skipped is None else skipped)
-        scale = self.trainer_config.rollback_lr_scale ** len(self.progress.rollbacks)
-        return scale * float(jax.device_get(self.lr_schedule(max(updates - 1, 0))))
+        rate = float(jax.device_get(self.lr_schedule(max(updates - 1, 0))))
+        return rate * self.trainer_config.rollback_lr_scale ** len(self.progress.rollbacks)
 
     def step_flops(self) -> float:
         """Returns the floating-point operations of a step on a full batch, of all devices."""
         settings, batch = self.step_settings(), batch_spec(self.exmp_batch)
         rows = self.progress.batch_rows or num_rows(batch)
-        make_step = self.create_training_step_function
-        return compiled.step_flops(make_step, settings, self.state, batch, rows)
+        make = self.create_training_step_function
+        return compiled.step_flops(make, settings, self.state, batch, rows)
 
     def request_stop(self, reason: StopReason = StopReason.REQUESTED, detail: str = "") -> None:
         """Ends training after this step; the first reason is kept.

@@ -19,6 +19,7 @@ from xtrainer.loop import OpenRows
 from xtrainer.trainer.saving import checkpoint_folder, load_step
 from xtrainer.trainer.shared import StepIndex, choose_step
 from xtrainer.trainer.view import TrainerView
+from xtrainer.trainer.watched import watched
 
 _LOG = logging.getLogger(__name__)
 
@@ -41,7 +42,8 @@ def resume_run(trainer: TrainerView, resume: Resume) -> None:
     if isinstance(resume, str) and resume.isdecimal():  # as a command line gives it
         resume = int(resume)
     if resume != "never" and not (resume == "auto" and trainer.is_own_state):
-        _load(trainer, resume)
+        with watched(trainer):
+            _load(trainer, resume)
     if not trainer.is_own_state:
         # The run begins here: later rows in its folder are those of an earlier one.
         run = None if trainer.restored_rows is None else trainer.restored_rows.run

@@ -11,9 +11,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from xtrainer.callbacks import ModelCheckpoint
 from xtrainer.checkpoint import restore_partial
-from xtrainer.data import LoaderSource, batch_spec, describe_mismatch, num_rows
-from xtrainer.errors import BatchError, LoaderError, PeerError
+from xtrainer.data import LoaderSource, batch_spec, describe_mismatch, num_rows, peek_ahead
+from xtrainer.errors import BatchError, CheckpointError, LoaderError, PeerError, XTrainerError
 from xtrainer.launch import gather_results, peers, process_count
 from xtrainer.launch.exits import note_end_of_run
 from xtrainer.launch.interrupts import BrokenOff, Interrupts, asked_to_end, describe
@@ -36,6 +37,7 @@ from xtrainer.trainer.rollback import prepare_rollbacks, roll_back, tell_of_roll
 from xtrainer.trainer.saving import MODEL_PARTS, checkpoint_callback, config_to_json
 from xtrainer.trainer.shared import choose_step
 from xtrainer.trainer.view import TrainerView
+from xtrainer.trainer.watched import watched
 from xtrainer.types import JSON, BatchLike, HostMetrics
 
 _LOG = logging.getLogger(__name__)
@@ -54,6 +56,7 @@ def train(
     try:
         with (
             trainer.ledger.spent("idle"),
+            watched(trainer),
             Interrupts(functools.partial(_was_asked, trainer), enabled=enabled) as interrupts,
         ):
             trainer.interrupts = interrupts
@@ -108,12 +111,17 @@ def _train(
         explain_memory(trainer, error)
         if trainer.is_own_state:  # else nothing has run
             trainer.black_box.died(error)
-        hooks = [lambda c=c, e=error: c.on_exception(e) for c in [trainer, *trainer.callbacks]]
-        _run_all(hooks, first=error)
+        _run_all(_last_words(trainer, error), first=error)
         _close(trainer, first=error)
         raise
     _close(trainer, first=None)
     return results
+
+
+def _last_words(trainer: TrainerView, error: BaseException) -> list[Callable[[], None]]:
+    """Returns the ``on_exception`` of all; checkpoints are committed before others do a thing."""
+    told = sorted([trainer, *trainer.callbacks], key=lambda c: not isinstance(c, ModelCheckpoint))
+    return [lambda c=c: c.on_exception(error) for c in told]
 
 
 def _may_test(reason: StopReason) -> bool:
@@ -184,7 +192,15 @@ def _rewind_logs(trainer: TrainerView) -> None:
     """
     saved = trainer.restored_rows
     if saved is not None and saved.loggers is not None:
-        trainer.logger.load_state_dict(saved.loggers, trainer.progress.step)
+        try:
+            trainer.logger.load_state_dict(saved.loggers, trainer.progress.step)
+        except XTrainerError:
+            raise
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"A logger cannot go on from what the checkpoint holds of it ({error!r}). Use "
+                "another step, or resume=FOLDER, which begins new logs."
+            ) from error
 
 
 def make_agenda(trainer: TrainerView, plan: Plan, train_length: int | None) -> Agenda:
@@ -257,7 +273,7 @@ def first_batch(source: LoaderSource) -> BatchLike:
     """
     source.new_pass()
     try:
-        return source.peek()
+        return peek_ahead(source)
     except StopIteration:
         raise LoaderError(f"The {source.name!r} loader is empty, expected a batch.") from None
 
@@ -288,7 +304,9 @@ def _check_first_batch(trainer: TrainerView, source: LoaderSource) -> None:
     try:
         if process_count() > 1:
             agree_on_first_batch(source, prepare, rows, trainer.exmp_batch)
-        prepare.check_first(source.peek())
+        with trainer.ledger.waiting(source.name):
+            batch = peek_ahead(source)
+        prepare.check_first(batch)
     except StopIteration:
         if source.position.pass_index == source.position.batches == 0:
             raise no_batch(source, trainer.progress) from None
@@ -320,12 +338,12 @@ def _reset_guard(trainer: TrainerView) -> None:
     """
     guard, limit = trainer.state.guard, trainer.nonfinite_limit
     step, counts = jax.device_get((trainer.state.step, guard.counts))
-    report = StepReport(int(step), *counts.tolist())
+    report = StepReport(int(step), *counts[:4].tolist())
     halted = report.halted or (limit is not None and report.consecutive >= limit)
     if halted or report.ended:
         skipped = report.step - report.updates
         row = (0, 0) if halted else (report.consecutive, report.first)
-        counts = np.array((skipped, *row, 0), np.int32)
+        counts = np.array((skipped, *row, 0, *counts[4:]), np.int32)
         guard = GuardState(put_global(counts, guard.counts.sharding))
         trainer.state = trainer.state.replace(guard=guard)
         trainer.progress.skipped = skipped

@@ -18,6 +18,7 @@ from xtrainer.checkpoint import (
     restore_state,
 )
 from xtrainer.config import Config
+from xtrainer.config.redact import redact
 from xtrainer.data import batch_spec, decode_spec, encode_spec
 from xtrainer.errors import CheckpointError, CheckpointNotFoundError, ConfigError, LoaderError
 from xtrainer.loop import OpenRows
@@ -38,14 +39,15 @@ MODEL_PARTS = ("params", "mutable_variables")
 
 
 def config_to_json(trainer: TrainerView) -> dict[str, JSON]:
-    """Returns all configs of a trainer."""
+    """Returns all configs of a trainer as they may be written: without secrets."""
     optimizer = trainer.optimizer_config
     saved = optimizer.to_dict() if isinstance(optimizer, Config) else None
-    return {
+    configs = {
         "trainer": trainer.trainer_config.to_dict(),
         "model": trainer.model_config.to_dict(),
         "optimizer": saved,  # a ready transformation has no JSON form
     }
+    return redact(configs)
 
 
 def gather_items(
@@ -280,8 +282,12 @@ def configs_from_meta(
     Raises:
         ConfigError: If the class of the model cannot be known without importing by name.
     """
-    saved = dict(meta["config"])
-    trainer = {**saved["trainer"], "logger": None, "callbacks": [], "enable_progress_bar": False}
+    saved = meta["config"]
+    if any(not isinstance(saved.get(part), Mapping) for part in ("trainer", "model")):
+        raise ConfigError("The checkpoint holds no configs of a trainer. Build one, and load them.")
+    # A folder of compiled programs that a file names would be trusted as this user's own.
+    quiet = {"logger": None, "callbacks": [], "compilation_cache": False}
+    trainer = {**saved["trainer"], **quiet, "enable_progress_bar": False}
     model = dict(saved["model"])
     if model_class is not None:
         model["model_class"] = model_class
@@ -293,7 +299,7 @@ def configs_from_meta(
             "model with xtrainer.register_model(name)."
         )
     model["model_config"] = _typed(model.get("model_config"))
-    optimizer = saved["optimizer"]
+    optimizer = saved.get("optimizer")
     # Without a saved optimizer the model can still be evaluated.
     transform = (
         optax.identity() if optimizer is None else Config.from_dict(OptimizerConfig, optimizer)

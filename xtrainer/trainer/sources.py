@@ -18,11 +18,15 @@ class Sources:
     Keeping the source keeps what was read ahead of an iterator, and the place in an endless loader,
     from one call of ``train_model`` to the next.
 
+    Args:
+        timeout_s: Seconds to wait for a batch at most; 0 or less: for ever.
+
     Attributes:
         shard: Which part of every batch this process reads; loaders with ``set_shard`` are told.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, timeout_s: float = 0.0) -> None:
+        self.timeout_s = timeout_s
         self._current: dict[str, LoaderSource] = {}
         self._waiting: dict[str, LoaderPosition] = {}
         self._saved_by = 1
@@ -41,6 +45,7 @@ class Sources:
         if source is None or source.loader is not loader:
             self._tell_shard(loader, name)
             source = self._current[name] = LoaderSource(loader, name)
+            source.timeout_s = self.timeout_s
         if name in self._waiting:
             self._check_processes(loader, name, self._saved_by)
             source.restore(self._waiting.pop(name))

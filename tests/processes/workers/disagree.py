@@ -17,6 +17,7 @@ import zoo
 
 import xtrainer as xt
 from xtrainer.checkpoint import list_steps
+from xtrainer.launch.folder_lock import FolderLock
 
 ROWS, BATCH, BATCHES = 80, 16, 5
 SAID = "this process has had enough"
@@ -208,6 +209,12 @@ def _stopping(hook: str, at: int, **plan: Any) -> Scenario:
     return scenario
 
 
+def early_stopping(stage: Stage, own: member.Member, who: str, name: str) -> Any:
+    config = xt.EarlyStoppingConfig(monitor="loss", mode="max", patience=-1, patience_steps=2)
+    trainer = stage.begin(own, name, config, check_val_every_n_steps=1)
+    return train(own, trainer, name, stage.loader(), stage.loader())
+
+
 def nan(stage: Stage, own: member.Member, who: str, name: str) -> Any:
     # Processes that hold the same rows have the same NaN in them.
     concerned = own.is_one_of(who) or stage.shard.count == 1
@@ -229,6 +236,15 @@ def other_step(stage: Stage, own: member.Member, who: str, name: str) -> Any:
     trainer = stage.begin(own, "")
     trainer.progress.step = int(own.is_one_of(who))
     return train(own, trainer, "", stage.loader())
+
+
+def folder_in_use(stage: Stage, own: member.Member, who: str, name: str) -> Any:
+    lock = FolderLock(own.folder / name / "checkpoints") if own.is_one_of(who) else None
+    try:
+        stage.begin(own, name).train_model(stage.loader(), num_epochs=1)
+    finally:
+        if lock is not None:
+            lock.release()
 
 
 def scalar_loss(stage: Stage, own: member.Member, who: str, name: str) -> Any:
@@ -260,11 +276,13 @@ SCENARIOS: dict[str, Scenario] = {
     "stop_at_epoch_end": _stopping("on_training_epoch_end", 5),
     "stop_in_validation": _stopping(VALIDATION, 4),
     "stop_on_last": _stopping(STEP, 6, num_train_steps=6),
+    "early_stopping": early_stopping,
     "nan": nan,
     "skipped_nan": nan,
     "configs": other_configs,
     "plan": other_plan,
     "step": other_step,
+    "folder": folder_in_use,
     "scalar": scalar_loss,
 }
 
