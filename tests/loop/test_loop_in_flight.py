@@ -151,3 +151,49 @@ def test_a_refused_step_and_an_end_are_trouble(column: int) -> None:
     bad = report(1).at[column].set(1)
     assert not in_flight.push(bad, [LoaderPosition(0, 1)])
     assert in_flight.push(bad, [LoaderPosition(0, 2)])
+
+
+def refusing(*rows: tuple[int, int, int, int]) -> Any:
+    """Returns the report of steps by their step, skipped, consecutive and first."""
+    return jnp.array([(*row, 0, 0, 0) for row in rows], jnp.int32)
+
+
+def test_the_batches_of_refused_steps_are_handed_out_once_with_the_positions_before_them() -> None:
+    in_flight = InFlight(1, steps=3)
+    in_flight.start(moment(0))
+    positions = [LoaderPosition(0, number) for number in range(1, 10)]
+    batches: Any = [object() for _ in range(9)]
+    # Of the steps 1 to 3 the second is refused, of 4 to 6 the last two.
+    reports = [
+        refusing((1, 0, 0, 0), (2, 1, 1, 2), (3, 1, 0, 0)),
+        refusing((4, 1, 0, 0), (5, 2, 1, 5), (6, 3, 2, 5)),
+        refusing((7, 3, 0, 0), (8, 3, 0, 0), (9, 3, 0, 0)),
+    ]
+    troubles, found = [], []
+    for number, part in enumerate(reports):
+        steps = slice(3 * number, 3 * number + 3)
+        troubles.append(in_flight.push(part, positions[steps], batches[steps]))
+        found += in_flight.take_refused()
+    in_flight.drain()
+    assert in_flight.take_refused() == []
+    assert troubles == [False, True, True]  # also where the last step of a dispatch was taken
+    assert [(step, position.batches) for step, _, position in found] == [(2, 1), (5, 4), (6, 5)]
+    assert all(batch is batches[step - 1] for step, batch, _ in found)
+
+
+def test_the_refused_step_that_ends_a_run_is_handed_out() -> None:
+    in_flight = started(1)
+    batches: Any = [object(), object(), object()]
+    for number, row in enumerate([(1, 0, 0, 0), (1, 1, 1, 2), (1, 1, 1, 2)]):
+        in_flight.push(refusing(row)[0], [LoaderPosition(0, number + 1)], [batches[number]])
+    in_flight.drain()
+    assert in_flight.take_refused() == [(2, batches[1], LoaderPosition(0, 1))]
+
+
+def test_a_step_that_has_but_lowered_the_scale_of_the_loss_is_no_refused_one() -> None:
+    in_flight = started(1)
+    batches: Any = [object()]
+    for number, row in enumerate([(1, 0, 0, 0), (2, 1, 0, 0), (3, 1, 0, 0)]):
+        in_flight.push(refusing(row)[0], [LoaderPosition(0, number + 1)], batches)
+    in_flight.drain()
+    assert not in_flight.trouble and in_flight.take_refused() == []

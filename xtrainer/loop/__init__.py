@@ -14,7 +14,7 @@ from xtrainer.loop.setback import Setback
 from xtrainer.loop.stop import StopReason
 from xtrainer.loop.together import agree_on_end, agree_on_first_batch
 from xtrainer.loop.train import Loaders, run_training
-from xtrainer.loop.view import LoopTrainer, OpenRows, RowKeeper, StepHook
+from xtrainer.loop.view import LoopTrainer, OpenRows, RowKeeper, StepHook, Watcher
 from xtrainer.loop.watchdog import Limits, Watchdog
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "StepHook",
     "StopReason",
     "Watchdog",
+    "Watcher",
     "agree_on_end",
     "agree_on_first_batch",
     "evaluate_loader",

@@ -10,7 +10,21 @@ import numpy as np
 from xtrainer.data import LoaderPosition
 from xtrainer.metrics import start_to_host, to_host
 from xtrainer.state import Progress
-from xtrainer.step import StepReport
+from xtrainer.step import PlacedBatch, StepReport
+
+
+class Refused(NamedTuple):
+    """A step that the guard has refused.
+
+    Attributes:
+        step: Its number.
+        batch: Its batch.
+        position: Of the training loader before that batch.
+    """
+
+    step: int
+    batch: PlacedBatch
+    position: LoaderPosition
 
 
 class Moment(NamedTuple):
@@ -49,7 +63,8 @@ class InFlight:
 
     Attributes:
         examples: Rows that were trained on up to the newest step that was read.
-        trouble: Whether that step was refused, or the run has ended with it.
+        trouble: Whether a step was refused that was read with it, or the run has ended with it.
+        refused: Refused steps that were read since :meth:`take_refused`.
     """
 
     def __init__(
@@ -63,9 +78,11 @@ class InFlight:
     ) -> None:
         self.examples = examples
         self.trouble = False
+        self.refused: list[Refused] = []
         self._on_cpu = jax.default_backend() == "cpu"
         self._limit = limit
-        self._waiting: deque[jax.Array] = deque()
+        # With each report the batches, which are looked at again where one is refused.
+        self._waiting: deque[tuple[jax.Array, Sequence[PlacedBatch]]] = deque()
         # The positions behind the newest steps, and the moment that their numbers count from.
         self._positions: deque[LoaderPosition] = deque(maxlen=(limit + 2) * steps + keep)
         self._start: Moment | None = None
@@ -84,19 +101,25 @@ class InFlight:
         self._start = moment
         self._dispatched = moment.step
 
-    def push(self, report: jax.Array, positions: Sequence[LoaderPosition]) -> bool:
+    def push(
+        self,
+        report: jax.Array,
+        positions: Sequence[LoaderPosition],
+        batches: Sequence[PlacedBatch] = (),
+    ) -> bool:
         """Adds a dispatch, and reads the oldest where too many are outstanding.
 
         Args:
             report: int32 ``(7,)``, or ``(steps, 7)`` of several steps.
             positions: Of the loader behind each of the steps.
+            batches: Of each of the steps.
 
         Returns:
-            Whether the newest step that was read was refused, or the run has ended with it.
+            Whether a step was refused that was read, or the run has ended with it.
         """
         if not self._on_cpu:
             start_to_host(report)
-        self._waiting.append(report)
+        self._waiting.append((report, batches))
         self._positions.extend(positions)
         self._dispatched += len(positions)
         if len(self._waiting) > self._limit:
@@ -111,7 +134,7 @@ class InFlight:
 
     def peek(self) -> StepReport:
         """Waits for all steps and returns the report of the last, without counting it as read."""
-        return StepReport.fetch(self._waiting[-1]) if self._waiting else self.newest
+        return StepReport.fetch(self._waiting[-1][0]) if self._waiting else self.newest
 
     def moment(self, step: int) -> Moment:
         """Returns the moment after a step, for one of the newest steps."""
@@ -129,7 +152,8 @@ class InFlight:
         return [self._positions[step - end] for step in found]
 
     def _read(self) -> None:
-        array = self._waiting.popleft()
+        array, batches = self._waiting.popleft()
+        before = self._newest[1]
         # On a CPU there is nothing to transfer; asking for it takes longer than to look.
         report = np.asarray(array) if self._on_cpu else to_host(array)
         if report.ndim == 1:
@@ -139,3 +163,21 @@ class InFlight:
             self._newest = newest = report[-1].tolist()
             self.examples += int(report[:, 6].sum())
         self.trouble = newest[2] > 0 or newest[4] > 0
+        if newest[1] > before and batches:
+            self._note_refused(np.atleast_2d(report).tolist(), batches, before)
+            self.trouble |= bool(self.refused)
+
+    def take_refused(self) -> list[Refused]:
+        """Returns the refused steps that were read since it was asked for them."""
+        refused, self.refused = self.refused, []
+        return refused
+
+    def _note_refused(
+        self, rows: list[list[int]], batches: Sequence[PlacedBatch], before: int
+    ) -> None:
+        for row, batch in zip(rows, batches, strict=True):
+            _, skipped, consecutive, first, *_ = row
+            if skipped > before and consecutive:  # else it has but lowered the scale of the loss
+                step = first + consecutive - 1
+                self.refused.append(Refused(step, batch, self.moment(step - 1).position))
+            before = skipped

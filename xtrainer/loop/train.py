@@ -194,7 +194,7 @@ class _Run:
         trainer.carried, windows.current, report = self.executor(
             state, item.batch, windows.current, bits
         )
-        self.dispatched(item.batch, (item.position,), epoch, report)
+        self.dispatched((item.batch,), (item.position,), epoch, report)
 
     def dispatch(self, group: Sequence[Item], epoch: int) -> None:
         """Dispatches the steps of a group in one call, and does what is due after them."""
@@ -205,11 +205,11 @@ class _Run:
         trainer.carried, windows.current, report = self.executor.many(
             state, batches, windows.current, bits
         )
-        self.dispatched(group[0].batch, [one.position for one in group], epoch, report)
+        self.dispatched(batches, [one.position for one in group], epoch, report)
 
     def dispatched(
         self,
-        batch: PlacedBatch,
+        batches: Sequence[PlacedBatch],
         positions: Sequence[LoaderPosition],
         epoch: int,
         report: jax.Array,
@@ -217,7 +217,7 @@ class _Run:
         """Counts steps that were dispatched, and does what is due after them.
 
         Args:
-            batch: Of the first of them.
+            batches: Of each of them.
             positions: Of the loader behind each of them.
             epoch: Under way.
             report: Of all of them.
@@ -225,11 +225,11 @@ class _Run:
         trainer, progress, steps = self.trainer, self.trainer.progress, len(positions)
         progress.step = self.windows.step = step = progress.step + steps
         progress.step_in_epoch += steps
-        if batch.examples > progress.batch_rows:
-            progress.batch_rows = batch.examples
+        if batches[0].examples > progress.batch_rows:
+            progress.batch_rows = batches[0].examples
         if trainer.first_step:
             self.first_step_done(report)
-        if self.in_flight.push(report, positions):
+        if self.in_flight.push(report, positions, batches):
             self.check(self.in_flight.newest)
             if self.over:
                 return
@@ -296,6 +296,8 @@ class _Run:
         """Ends the run where steps are taken no more: by the guard, or as processes have said."""
         trainer, limit = self.trainer, self.trainer.nonfinite_limit
         self.count_read_steps(report)
+        for refused in self.in_flight.take_refused():
+            trainer.black_box.refused(*refused)
         halted = limit is not None and report.consecutive >= limit
         if self.over or not (halted or report.ended):
             return

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from xtrainer.data import LoaderSource
+from xtrainer.data import LoaderPosition, LoaderSource
 from xtrainer.launch.interrupts import Interrupts
 from xtrainer.loggers import LoggerTool
 from xtrainer.loop.agenda import Agenda, NextStep
@@ -58,6 +58,22 @@ class RowKeeper(Protocol):
         ...
 
 
+class Watcher(Protocol):
+    """Who keeps what is to be known of steps that went wrong."""
+
+    def note_row(self, step: int, metrics: HostMetrics) -> None:
+        """Remembers a row of metrics."""
+        ...
+
+    def refused(self, step: int, batch: PlacedBatch, position: LoaderPosition) -> None:
+        """Notes a refused step, with the loader's position before its batch."""
+        ...
+
+    def died(self, error: BaseException) -> None:
+        """Notes what has ended the run."""
+        ...
+
+
 class Preparer(Protocol):
     """What puts batches on the devices, all in one shape."""
 
@@ -87,6 +103,7 @@ class LoopTrainer(Protocol):
     ledger: Ledger
     row_keeper: RowKeeper
     interrupts: Interrupts
+    black_box: Watcher
     restored_rows: OpenRows | None
 
     @property

@@ -7,13 +7,16 @@ Synopsis:
 
 from xtrainer.step.apply import BoundApply
 from xtrainer.step.compile import EvalExecutor, TrainExecutor
+from xtrainer.step.diagnose import Finding, find_nonfinite
 from xtrainer.step.evaluate import make_eval_step
 from xtrainer.step.executor import PlacedBatch
 from xtrainer.step.flat import Flat, whole
 from xtrainer.step.flops import count_flops
 from xtrainer.step.guard import StepReport
 from xtrainer.step.loss import LossTerms, describe_loss
+from xtrainer.step.places import Place
 from xtrainer.step.precision import PrecisionConfig, cast_floating
+from xtrainer.step.reenact import StepDiagnosis, diagnose_step, make_norms_fn
 from xtrainer.step.settings import StepSettings
 from xtrainer.step.signals import FAIL, LAST, STOP
 from xtrainer.step.train import make_train_step, train_layout
@@ -24,17 +27,23 @@ __all__ = [
     "STOP",
     "BoundApply",
     "EvalExecutor",
+    "Finding",
     "Flat",
     "LossTerms",
+    "Place",
     "PlacedBatch",
     "PrecisionConfig",
+    "StepDiagnosis",
     "StepReport",
     "StepSettings",
     "TrainExecutor",
     "cast_floating",
     "count_flops",
     "describe_loss",
+    "diagnose_step",
+    "find_nonfinite",
     "make_eval_step",
+    "make_norms_fn",
     "make_train_step",
     "train_layout",
     "whole",

@@ -35,6 +35,33 @@ class BatchGradient(flax.struct.PyTreeNode):
     terms: LossTerms
 
 
+def make_micro_gradient_fn(
+    loss_function: LossFunction, apply_fn: ApplyFn, settings: StepSettings
+) -> tuple[Callable[..., Any], Callable[..., BatchGradient]]:
+    """Returns ``loss_sum(trained, frozen, mutable, batch, row_mask, rng)`` and its gradient.
+
+    The gradient takes ``((trained, frozen), mutable, batch, row_mask, rng, scale)``, see
+    :func:`divide_frozen` and :func:`make_gradient_fn`. It is that of the sum, not divided by the
+    weight.
+
+    Args:
+        loss_function: The user's loss.
+        apply_fn: The model's ``apply``.
+        settings: Precision, layout.
+    """
+
+    def loss_sum(
+        trained: PyTree, frozen: PyTree, mutable: Any, batch: Any, mask: jax.Array, rng: PRNGKey
+    ) -> tuple[jax.Array, LossTerms]:
+        params = join_frozen(trained, frozen)
+        terms = evaluate_loss(
+            loss_function, apply_fn, settings, params, mutable, batch, mask, rng, train=True
+        )
+        return terms.value, terms
+
+    return loss_sum, _make_micro_fn(loss_sum, settings)
+
+
 def make_gradient_fn(
     loss_function: LossFunction, apply_fn: ApplyFn, settings: StepSettings
 ) -> Callable[..., BatchGradient]:
@@ -50,16 +77,7 @@ def make_gradient_fn(
         settings: Micro-batches, precision, layout.
     """
 
-    def loss_sum(
-        trained: PyTree, frozen: PyTree, mutable: Any, batch: Any, mask: jax.Array, rng: PRNGKey
-    ) -> tuple[jax.Array, LossTerms]:
-        params = _join(trained, frozen)
-        terms = evaluate_loss(
-            loss_function, apply_fn, settings, params, mutable, batch, mask, rng, train=True
-        )
-        return terms.value, terms
-
-    micro = _make_micro_fn(loss_sum, settings)
+    loss_sum, micro = make_micro_gradient_fn(loss_function, apply_fn, settings)
 
     def gradient(
         params: PyTree,
@@ -71,7 +89,7 @@ def make_gradient_fn(
     ) -> BatchGradient:
         part = functools.partial(micro, scale=scale)
         params = cast_floating(params, settings.precision.compute_dtype)
-        params = trained, frozen = _divide(params, settings.freeze)
+        params = trained, frozen = divide_frozen(params, settings.freeze)
         count = settings.accumulate_steps
         if count == 1:
             total = part(params, mutable, batch, mask, jax.random.fold_in(rng, 0))
@@ -87,7 +105,7 @@ def make_gradient_fn(
         share = jnp.where(weight == 0, 0.0, 1.0 / jnp.where(weight == 0, 1.0, weight))
         grads = jax.tree.map(lambda g: g * share, total.grads)
         zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), frozen)
-        return total.replace(grads=_join(grads, zeros))
+        return total.replace(grads=join_frozen(grads, zeros))
 
     return gradient
 
@@ -118,7 +136,7 @@ def _make_micro_fn(
             grads, (terms, factor) = differentiate_scaled(trained, scale, *args)
             grads = unscaled(cast_floating(grads, "float32"), factor)
         if settings.param_shardings is not None:
-            shardings, _ = _divide(settings.param_shardings, settings.freeze)
+            shardings, _ = divide_frozen(settings.param_shardings, settings.freeze)
             grads = jax.lax.with_sharding_constraint(grads, shardings)
         return BatchGradient(grads, terms)
 
@@ -150,8 +168,8 @@ def split_rows(tree: PyTree, count: int, layout: BatchLayout | None) -> PyTree:
     return jax.tree.map(split, tree)
 
 
-def _divide(tree: PyTree, freeze: tuple[str, ...]) -> tuple[PyTree, PyTree]:
-    # Two trees of the whole structure, each with None where the other has a leaf.
+def divide_frozen(tree: PyTree, freeze: tuple[str, ...]) -> tuple[PyTree, PyTree]:
+    """Returns the trained and the frozen leaves, each with None where the other has a leaf."""
     frozen = path_mask(freeze, None)(tree)
     return (
         jax.tree.map(lambda still, x: None if still else x, frozen, tree),
@@ -159,7 +177,8 @@ def _divide(tree: PyTree, freeze: tuple[str, ...]) -> tuple[PyTree, PyTree]:
     )
 
 
-def _join(first: PyTree, second: PyTree) -> PyTree:
+def join_frozen(first: PyTree, second: PyTree) -> PyTree:
+    """Returns the tree that :func:`divide_frozen` has divided."""
     is_leaf = lambda x: x is None  # noqa: E731
     return jax.tree.map(lambda x, y: y if x is None else x, first, second, is_leaf=is_leaf)
 

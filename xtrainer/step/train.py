@@ -67,12 +67,12 @@ def make_train_step(
     ) -> tuple[TrainState, DeviceMetrics, jax.Array]:
         if row_mask is None:
             row_mask = jnp.ones(jax.tree.leaves(batch)[0].shape[0], bool)
-        state = _on_devices(state, settings)
+        state = on_devices(state, settings)
         rng = jax.random.fold_in(state.rng, state.step)
         scale = scale_of(settings.precision, state.guard)
         result = gradient(state.params, state.mutable_variables, batch, row_mask, rng, scale)
         line, terms = Line(settings.in_line), result.terms
-        updates, proposed = _propose(optimizer, state, result, line)
+        updates, proposed = propose(optimizer, state, result, line)
         # The norm of the gradient, as a square that overflows would stay in the second moments.
         norm = line.norm(result.grads, updates)
         norms = _norm_values(norm, result.grads, state.params, settings, line)
@@ -87,7 +87,7 @@ def make_train_step(
     return train_step
 
 
-def _propose(
+def propose(
     optimizer: optax.GradientTransformation, state: TrainState, result: BatchGradient, line: Line
 ) -> tuple[PyTree, TrainState]:
     """Returns the updates of the parameters, and the state as they would leave it."""
@@ -130,7 +130,8 @@ def train_layout(
     return MetricLayout.of(dict(zip(terms_layout.names, terms_layout.modes, strict=True)) | own)
 
 
-def _on_devices(state: TrainState, settings: StepSettings) -> TrainState:
+def on_devices(state: TrainState, settings: StepSettings) -> TrainState:
+    """Returns the state with all of the optimizer's in the memory of the devices."""
     places = settings.opt_state_shardings
     if places is None:
         return state

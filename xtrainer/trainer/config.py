@@ -56,6 +56,13 @@ class TrainerConfig(Config):
     handle_signals: bool = True
     """Whether the first SIGTERM, SIGINT (Ctrl-C), SIGUSR1 or SIGHUP ends training after its step
     with a checkpoint, and a second one at once. Only while training, and in the main thread."""
+    black_box: bool = True
+    """Keep a record of each step that is refused, and of an error that ends the run, in the run
+    folder's ``black_box``; ``xtrainer replay`` looks for its cause."""
+    black_box_max_bytes: int = 2**26
+    """Bytes up to which the batch of a refused step is kept too; 0: never."""
+    black_box_max_records: int = 3
+    """Records of refused steps that one start of a run may write; the first ones are kept."""
     max_steps_in_flight: int = 2
     """Steps that may be dispatched before the first of them has ended. Unbounded queues abort runs
     on several CPU devices, and the bound costs nothing where steps are long."""
@@ -120,11 +127,15 @@ class TrainerConfig(Config):
             "gradient_accumulate_steps",
             "max_consecutive_nonfinite",
             "max_steps_in_flight",
+            "black_box_max_records",
             "steps_per_dispatch",
         ):
             if getattr(self, name) < 1:
                 found.append(f"{name}: found {getattr(self, name)}, expected a number >= 1.")
         found += self._rollback_problems()
+        if self.black_box_max_bytes < 0:
+            value = self.black_box_max_bytes
+            found.append(f"black_box_max_bytes: found {value}, expected a number >= 0.")
         for name in ("check_val_every_n_epoch", "check_val_every_n_steps"):
             value = getattr(self, name)
             if value < 1 and value != -1:

@@ -28,7 +28,7 @@ from xtrainer.launch import (
 )
 from xtrainer.launch.interrupts import Interrupts
 from xtrainer.loggers import LoggerConfig, build_loggers, run_folder
-from xtrainer.loop import Ledger, OpenRows, RowKeeper, Setback, StopReason
+from xtrainer.loop import Ledger, OpenRows, RowKeeper, Setback, StopReason, Watcher
 from xtrainer.metrics import DeviceMetrics, parameter_table
 from xtrainer.optim import (
     OptimizerConfig,
@@ -40,13 +40,7 @@ from xtrainer.optim import (
 )
 from xtrainer.parallel import BatchLayout, build_mesh, check_mesh
 from xtrainer.state import Progress, TrainState
-from xtrainer.step import (
-    StepSettings,
-    make_eval_step,
-    make_train_step,
-    train_layout,
-    whole,
-)
+from xtrainer.step import StepSettings, make_eval_step, make_train_step, train_layout, whole
 from xtrainer.trainer import compiled
 from xtrainer.trainer.assemble import (
     BegunState,
@@ -56,6 +50,7 @@ from xtrainer.trainer.assemble import (
     init_variables,
     model_layout,
 )
+from xtrainer.trainer.black_box import BlackBox
 from xtrainer.trainer.config import ModelConfig, TrainerConfig
 from xtrainer.trainer.saving import check_folders, config_to_json
 from xtrainer.trainer.shapes import wants_shapes
@@ -98,6 +93,7 @@ class TrainerParts(Hooks):
     row_keeper: RowKeeper
     restored_rows: OpenRows | None
     interrupts: Interrupts
+    black_box: Watcher
     is_own_state: bool
     """Whether the state comes from this run: trained here, or loaded from its own folder."""
 
@@ -130,6 +126,7 @@ class TrainerParts(Hooks):
         self.stop_wanted, self.setback, self.dataset, self.is_own_state = None, None, None, False
         self.row_keeper, self.restored_rows = OpenRows(), None
         self.interrupts = Interrupts(enabled=False)
+        self.black_box = BlackBox(cast(TrainerView, self))
         peers.watch()  # also where the program has joined the processes without xtrainer
         if cache := trainer_config.compilation_cache:  # before anything is compiled
             enable_compilation_cache(None if cache is True else cache)

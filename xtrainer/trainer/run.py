@@ -109,6 +109,8 @@ def _train(
         peers.announce(error)  # before anything that other processes would have to take part in
         trainer.stop_reason, trainer.stop_detail = StopReason.FAILED, repr(error)
         explain_memory(trainer, error)
+        if trainer.is_own_state:  # else nothing has run
+            trainer.black_box.died(error)
         _run_all(_last_words(trainer, error), first=error)
         _close(trainer, first=error)
         raise

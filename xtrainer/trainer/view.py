@@ -14,11 +14,11 @@ from xtrainer.metrics import DeviceMetrics
 from xtrainer.optim import OptimizerConfig
 from xtrainer.parallel import BatchLayout
 from xtrainer.state import Progress, TrainState
-from xtrainer.step import EvalExecutor, TrainExecutor
+from xtrainer.step import EvalExecutor, StepSettings, TrainExecutor
 from xtrainer.trainer.batches import BatchPreparer
 from xtrainer.trainer.config import ModelConfig, TrainerConfig
 from xtrainer.trainer.sources import Sources
-from xtrainer.types import BatchLike, HostMetrics
+from xtrainer.types import ApplyFn, BatchLike, HostMetrics, LossOutput, PRNGKey, PyTree
 
 
 class TrainerView(LoopTrainer, Protocol):
@@ -29,6 +29,7 @@ class TrainerView(LoopTrainer, Protocol):
     optimizer_config: OptimizerConfig | optax.GradientTransformation
     exmp_batch: BatchLike
     model: Any
+    optimizer: optax.GradientTransformation
     mesh: Mesh
     state: TrainState
     progress: Progress
@@ -53,6 +54,16 @@ class TrainerView(LoopTrainer, Protocol):
 
     def request_stop(self, reason: StopReason = ..., detail: str = "") -> None:
         """Ends training after this step; the first reason is kept."""
+        ...
+
+    def step_settings(self) -> StepSettings:
+        """Returns the settings of the step functions."""
+        ...
+
+    def loss_function(
+        self, params: PyTree, apply_fn: ApplyFn, batch: BatchLike, rng: PRNGKey, train: bool = True
+    ) -> LossOutput:
+        """Returns the loss, metrics and mutable variables of a batch."""
         ...
 
     def get_num_params(self) -> int:
