@@ -29,10 +29,10 @@ class Service:
         """Returns which process asks; 0 for threads that nobody has named."""
         return getattr(self._here, "index", 0)
 
-    def key_value_set(self, key: str, value: str) -> None:
-        """Sets a key, once."""
+    def key_value_set(self, key: str, value: str, allow_overwrite: bool = False) -> None:
+        """Sets a key, once unless it may be overwritten."""
         with self._changed:
-            if key in self.values:
+            if key in self.values and not allow_overwrite:
                 raise jax.errors.JaxRuntimeError(f"ALREADY_EXISTS: {key}")
             self.values[key] = value
             self._changed.notify_all()

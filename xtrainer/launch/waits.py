@@ -20,6 +20,7 @@ the others at the end of the program     300 s                                  
 a process that is silent                 ``heartbeat_timeout_s``, 20 or 30 s         JAX
 the end of the others after a failure    ``failure_grace_s``, 5 s                    peers
 a question about a hang                  5 s, and 2 s for the service                inquiry
+what processes say of their pace         2 s                                         board
 last words before a process leaves       1 s or 5 s                                  exits, peers
 the processes of a local run             ``run_local(timeout_s)``; graces at its end local, members
 a run under Ray                          the run itself, which is watched inside     ray

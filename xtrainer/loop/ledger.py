@@ -118,6 +118,17 @@ class Ledger:
             self._since = now
         return dict(self.seconds)
 
+    def peek(self) -> dict[str, float]:
+        """Returns the seconds by account up to now; from any thread, so that it changes nothing.
+
+        Where an account is closed meanwhile, its last stretch may be left out.
+        """
+        seconds = dict(self.seconds)
+        account, since = self.now()
+        if self._open:
+            seconds[account] += max(0.0, self._clock() - since)
+        return seconds
+
     def to_json(self) -> dict[str, float]:
         """Returns the seconds of the run by account, those of earlier processes too."""
         now = self.snapshot()

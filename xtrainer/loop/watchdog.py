@@ -32,6 +32,7 @@ from xtrainer.launch.inquiry import (
 from xtrainer.launch.stacks import stack_modules, stacks, stacks_text
 from xtrainer.launch.waits import LONG_S, within
 from xtrainer.loop.ledger import Ledger
+from xtrainer.loop.pace import PaceWatch
 from xtrainer.state import Progress
 
 _LOG = logging.getLogger(__name__)
@@ -218,6 +219,7 @@ class Watchdog:
         self._folder, self._flush, self._clock = folder, flush, clock
         self._trains = threading.get_ident()
         self._quiet = Quiet(limits.interval_s())
+        self._pace = PaceWatch(trainer, clock=clock)
         self._ask_at_s = 0.0  # not to ask again before it has been quiet for as long
         self._reported: float | None = None  # when a hang was, that has not ended yet
         self._limit, self._standing = limits.of("idle"), Standing()
@@ -277,6 +279,7 @@ class Watchdog:
         while not self._ended.wait(self._limits.interval_s()):
             try:
                 self.look()
+                self._pace.look()
             except Exception:  # of a process that hangs, too, nothing else would tell
                 _LOG.exception("The watchdog could not look after the run.")
 
