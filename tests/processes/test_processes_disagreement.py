@@ -1,6 +1,7 @@
 """What if one process of a run fails, stops or ends early? All end at one step, with the reason."""
 
 import functools
+import math
 from typing import Any
 
 import disagree
@@ -11,6 +12,7 @@ import process_zoo
 import pytest
 
 from xtrainer.checkpoint import read_meta, restore_partial
+from xtrainer.trainer.box_files import read_records
 
 pytestmark = pytest.mark.processes
 
@@ -224,6 +226,22 @@ def test_a_nan_in_the_data_of_one_process_is_a_bad_step_for_all(
         assert {key: one[key] for key in same} == {key: expected[key] for key in same}
         assert (one["reason"], one["step"], one["skipped"]) == (reason, [step, step], 1)
     assert_one_state(found, expected)
+
+
+@pytest.mark.parametrize("name", ["nan-0", "nan-1", "skipped_nan-1"])
+def test_a_step_that_all_have_refused_has_one_record(run: process_zoo.Run, name: str) -> None:
+    records = read_records(run.folder / name / "run")
+    (record,) = records.values()
+    assert (record["step"], record["why"], record["process"]) == (3, "refused", 0)
+    assert record["loader"]["batches"] == 2
+    inputs = next(leaf for leaf in record["batch"]["leaves"] if leaf["path"] == "inputs")
+    entries = math.prod(inputs["shape"])
+    assert inputs["shape"][0] == disagree.BATCH
+    assert inputs["nan"] in (entries, entries // len(run.members))  # of all, or of one
+    assert record["batch"]["note"] == "It is spread over several processes."
+    bad = {name for name, norm in record["norms"]["gradients"].items() if norm == "nan"}
+    assert bad >= {"Dense_0/kernel", "Dense_1/kernel", "Dense_1/bias"}
+    assert all(norm > 0 for norm in record["norms"]["parameters"].values())
 
 
 def test_configs_that_differ_are_listed_on_every_process(run: process_zoo.Run) -> None:

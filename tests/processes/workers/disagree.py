@@ -219,7 +219,9 @@ def nan(stage: Stage, own: member.Member, who: str, name: str) -> Any:
     # Processes that hold the same rows have the same NaN in them.
     concerned = own.is_one_of(who) or stage.shard.count == 1
     batches = stage.batches(bad=2 if concerned else None)
-    return train(own, stage.begin(own, name), name, batches, num_epochs=1)
+    trainer = stage.begin(own, name, folder=own.folder / name / "run")
+    trainer.logger = probes.Memory()
+    return train(own, trainer, name, batches, num_epochs=1)
 
 
 def other_configs(stage: Stage, own: member.Member, who: str, name: str) -> Any:
