@@ -8,6 +8,7 @@ WORKLOADS = {
     "accumulate": "accumulation over 8 micro-batches against a hand-written scan: time and memory",
     "devices": "the tiny network and the transformer on eight devices",
     "leaves": "us a step with 10, 100 and 1000 parameter arrays",
+    "guard": "the guard against numbers that are not finite, as a share of a step",
     "evaluation": "us a batch of an evaluation, without what is spent once",
     "checkpoint": "training time lost to a save, longest stall, restore: 100 MB and 1 GB",
     "start": "seconds from the shell to the first finished step, with and without compiled code",

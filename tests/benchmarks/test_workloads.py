@@ -17,16 +17,19 @@ from benchmarks.workloads import (
     devices,
     evaluation,
     gpt,
+    guard,
     leaves,
     mlp,
     start,
 )
+from xtrainer.step.guard import all_finite
 
 
-def assert_equal_params(trainer: Any, bare: BareLoop) -> None:
-    assert jax.tree.structure(trainer.state.params) == jax.tree.structure(bare.params)
+def assert_equal_params(trainer: Any, bare: Any) -> None:
+    params = bare.params if isinstance(bare, BareLoop) else bare.state.params
+    assert jax.tree.structure(trainer.state.params) == jax.tree.structure(params)
     for ours, theirs in zip(
-        jax.tree.leaves(trainer.state.params), jax.tree.leaves(bare.params), strict=True
+        jax.tree.leaves(trainer.state.params), jax.tree.leaves(params), strict=True
     ):
         np.testing.assert_allclose(np.asarray(ours), np.asarray(theirs), rtol=1e-4, atol=1e-6)
 
@@ -88,6 +91,24 @@ def test_the_memory_of_accumulation_is_compared() -> None:
         assert row.bare is not None and row.framework is not None and row.ratio is not None
         assert row.ratio.median == pytest.approx(row.framework.median / row.bare.median)
     assert micro.bare.median > 1 > whole.bare.median
+
+
+def test_the_guard_alone_makes_the_difference_between_its_two_sides() -> None:
+    task = mlp_task(rows=8)
+    believing, guarded = guard.loops(task)
+    assert min(loop.run(5) for loop in (believing, guarded)) > 0
+    assert_equal_params(guarded, believing)
+    bad = {**task.batches[0], "inputs": np.full_like(task.batches[0]["inputs"], np.nan)}
+    for loop in (believing, guarded):
+        loop.batches = iter([bad])
+        loop.run(1)
+    finite = [bool(all_finite(loop.state.params)) for loop in (believing, guarded)]
+    assert finite == [False, True]
+
+
+def test_the_rows_of_the_guard() -> None:
+    rows = guard.measure(repeats=2, steps={"mlp": 3, "gpt": 1})
+    assert [(row.case, row.unit) for row in rows] == [("mlp", "us/step"), ("gpt", "ms/step")]
 
 
 def test_an_evaluation_finds_what_the_bare_loop_finds() -> None:
