@@ -129,6 +129,16 @@ print(xla_bridge.backends_are_initialized())
     assert finish(start(program)).split() == ["cuda,cpu", "1,3", "False"]
 
 
+def test_choosing_the_cpu_leaves_other_devices_alone():
+    program = """
+import jax
+from xtrainer.launch import initialize
+initialize(platform="cpu")
+print(jax.config.jax_platforms, {device.platform for device in jax.devices()})
+"""
+    assert finish(start(program, JAX_PLATFORMS="")).split() == ["cpu", "{'cpu'}"]
+
+
 def test_open_mpi_without_an_address_says_what_to_set():
     program = """
 from xtrainer.launch import initialize
