@@ -1,5 +1,6 @@
 """Small models, trainers and data that several tests share, and what is measured of a run."""
 
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -165,6 +166,9 @@ def compilations() -> Iterator[Counter[str]]:
         if event == "/jax/core/compile/backend_compile_duration":
             found[str(details.get("fun_name")).removeprefix("jit(").removesuffix(")")] += 1
 
+    for thread in threading.enumerate():
+        if thread.name.startswith("compile-"):  # of an earlier trainer
+            thread.join()
     jax.monitoring.register_event_duration_secs_listener(note)
     try:
         yield found
