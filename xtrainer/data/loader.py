@@ -1,20 +1,18 @@
 """How is a user's loader read, so that no batch is lost and its position is always known?"""
 
-import json
 import logging
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from xtrainer.data.loader_state import state_from_json, state_to_json
 from xtrainer.data.ownership import Owner
 from xtrainer.data.position import LoaderPosition
 from xtrainer.errors import LoaderError
 from xtrainer.types import JSON, BatchLike, StatefulLoader
 
 _LOG = logging.getLogger(__name__)
-_BYTES = "bytes_as_utf8"
-_PLAIN = frozenset({int, str, bool, type(None)})
 
 
 class LoaderSource:
@@ -233,7 +231,7 @@ class LoaderSource:
         if self._owner is None:
             return False
         try:
-            self._owner.set_state(_unpack(state))
+            self._owner.set_state(state_from_json(state))
             if self._iterator is not self._owner:  # a loader with a state: iter() goes on from it
                 self._iterator = iter(self.loader)
         except Exception as error:
@@ -324,16 +322,7 @@ class LoaderSource:
         except NotImplementedError:  # the methods exist for the sake of an interface
             self._owner = None
             return None
-        if _is_flat(state):
-            return dict(state)
-        try:
-            return _pack(state)
-        except (TypeError, ValueError, RecursionError) as error:
-            raise LoaderError(
-                f"get_state() of the {self.name!r} loader gave a {type(state).__name__} that is "
-                f"not JSON ({error}), expected dicts, lists, str, int, float, bool and None. "
-                "Convert arrays with tolist() and NumPy numbers with int()."
-            ) from error
+        return state_to_json(state, self.name)
 
     def _check_reader(self, reader: object | None) -> None:
         if self._reader is not None and self._reader is not reader:
@@ -341,37 +330,3 @@ class LoaderSource:
                 f"The {self.name!r} loader is being read by {self._reader}, expected one reader at "
                 "a time. Close that one first; a loader that hangs cannot be closed."
             )
-
-
-def _is_flat(state: Any) -> bool:
-    """Says whether a state is JSON that a shallow copy protects, as most loaders have it."""
-    return type(state) is dict and all(
-        type(key) is str and type(value) in _PLAIN for key, value in state.items()
-    )
-
-
-def _pack(state: Any) -> JSON:
-    """Returns the state by way of JSON: a check, and a copy that the loader cannot change."""
-    if isinstance(state, bytes):  # Grain's DataLoader gives JSON as bytes
-        state = {_BYTES: state.decode("utf-8")}
-    text = json.dumps(state, allow_nan=False)
-    _check_keys(state)
-    return json.loads(text)
-
-
-def _check_keys(state: Any) -> None:
-    # json.dumps writes the key 1 as "1" without a word.
-    if isinstance(state, dict):
-        for key, value in state.items():
-            if not isinstance(key, str):
-                raise TypeError(f"the key {key!r} is not a str")
-            _check_keys(value)
-    elif isinstance(state, list | tuple):
-        for value in state:
-            _check_keys(value)
-
-
-def _unpack(state: JSON) -> Any:
-    if isinstance(state, dict) and set(state) == {_BYTES}:
-        return state[_BYTES].encode("utf-8")
-    return json.loads(json.dumps(state))  # the loader may keep it and change it

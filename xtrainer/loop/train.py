@@ -14,14 +14,15 @@ from xtrainer.data import LoaderPosition, LoaderSource
 from xtrainer.launch import compilation_cache
 from xtrainer.launch.interrupts import NOTICE, BrokenOff, preemption_noticed
 from xtrainer.loop.always import always, noted
-from xtrainer.loop.evaluate import Sources, run_evaluation, transfer_guard
+from xtrainer.loop.evaluate import Sources, transfer_guard
 from xtrainer.loop.feed import Feed, Item
 from xtrainer.loop.in_flight import InFlight, Moment
 from xtrainer.loop.plan import Plan
-from xtrainer.loop.rows import Pending, Results, Rows, Validated, free_transfers
+from xtrainer.loop.rows import Pending, Results, Rows, free_transfers
 from xtrainer.loop.setback import Setback
 from xtrainer.loop.stop import StopReason
-from xtrainer.loop.together import Together, agree_on_end
+from xtrainer.loop.together import Together
+from xtrainer.loop.validate import validate
 from xtrainer.loop.view import LoopTrainer
 from xtrainer.step import Flat, PlacedBatch, StepReport
 
@@ -79,6 +80,7 @@ class _Run:
         done = trainer.progress
         self.rows = Rows(trainer, self.executor)
         self.windows = self.rows.windows
+        self.validate = functools.partial(validate, trainer, loaders.val, self.rows)
         self.together = Together()
         self.step_hooks = trainer.step_hooks()
         self.agenda = trainer.agenda(plan, loaders.train.length)
@@ -348,32 +350,3 @@ class _Run:
         for action in (self.settle, self.rewind, close):
             with noted(error):
                 action()
-
-    def validate(self, key: str, epoch: int) -> None:
-        """Evaluates on the validation sets, once for a step; broken off, it stays pending."""
-        trainer, progress, rows = self.trainer, self.trainer.progress, self.rows
-        if not self.loaders.val:
-            return
-        step = progress.step
-        if rows.validated is not None and rows.validated.step == step:
-            rows.results[key], rows.pending = rows.validated.metrics, None
-            return
-        ends = "" if rows.pending is None else rows.pending.ends
-        rows.pending = Pending(key, epoch, ends)
-        self.windows.flush()
-        start = time.perf_counter()
-        with free_transfers(trainer), trainer.ledger.spent("validation"):
-            trainer.notify("on_validation_epoch_start", epoch, step)
-            try:
-                with trainer.interrupts.breaking_off():
-                    metrics = run_evaluation(trainer, self.loaders.val, "val", epoch)
-            except BrokenOff:  # all processes come here
-                trainer.end_run(*agree_on_end(trainer.stop_wanted))
-                return
-            progress.validations += 1
-            rows.validated, rows.pending = Validated(step, key, metrics), None
-            rows.results[key] = metrics
-            spent = lambda: {"time_s": time.perf_counter() - start}  # noqa: E731
-            with always(lambda: rows.log_epoch({**metrics, **spent()}, "val", epoch)):
-                trainer.notify("on_validation_epoch_end", metrics, epoch, step)
-            trainer.notify("on_epoch_logged", "val", step)

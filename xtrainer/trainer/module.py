@@ -1,14 +1,11 @@
 """The class that users subclass: it trains, evaluates, saves and restores what its parts hold."""
 
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import jax
-from jax.sharding import Mesh
 
-from xtrainer.checkpoint import CheckpointItems, read_meta
-from xtrainer.errors import CheckpointNotFoundError
+from xtrainer.checkpoint import CheckpointItems
 from xtrainer.hooks import Hooks
 from xtrainer.launch import is_main_process
 from xtrainer.loop import (
@@ -23,15 +20,14 @@ from xtrainer.loop import (
 )
 from xtrainer.metrics import DeviceMetrics, HostWindow, finish
 from xtrainer.step import TrainExecutor
-from xtrainer.trainer import overview, run, saving, shared
+from xtrainer.trainer import overview, run, saving, start
 from xtrainer.trainer import resume as resuming
 from xtrainer.trainer.folders import held_folders
-from xtrainer.trainer.parts import TrainerParts
-from xtrainer.trainer.pretrained import PretrainedMap, load_mapped
+from xtrainer.trainer.restoring import TrainerRestoring
 from xtrainer.types import BatchLike, HostMetrics
 
 
-class TrainerModule(TrainerParts):
+class TrainerModule(TrainerRestoring):
     """Trains, validates, checkpoints and evaluates a Flax model.
 
     Subclass it and write :meth:`loss_function`; every other method has a default that works. Random
@@ -132,7 +128,7 @@ class TrainerModule(TrainerParts):
         Raises:
             LoaderError: If there is no batch.
         """
-        batch = run.first_eval_batch(self, self.sources.of(val_loader, "val"))
+        batch = start.first_eval_batch(self, self.sources.of(val_loader, "val"))
         jax.block_until_ready(
             self.compiled_eval_step(self.state, batch, self.compiled_eval_step.new_window())
         )
@@ -231,7 +227,7 @@ class TrainerModule(TrainerParts):
 
     def agenda(self, plan: Plan, train_length: int | None) -> Agenda:
         """Returns when something else than a step is due, and the sizes of dispatches."""
-        return run.make_agenda(self, plan, train_length)
+        return start.make_agenda(self, plan, train_length)
 
     @property
     def feeds_host_batches(self) -> bool:
@@ -243,156 +239,3 @@ class TrainerModule(TrainerParts):
     ) -> CheckpointItems:
         """Returns what a checkpoint of the present step holds."""
         return saving.gather_items(self, save_optimizer_state, save_dataloader_state, metrics)
-
-    # Restoring.
-
-    def load_model(
-        self, step_idx: shared.StepIndex = -1, raise_if_not_found: bool = True
-    ) -> int | None:
-        """Restores this run from its own folder; the next ``train_model`` goes on from there.
-
-        Args:
-            step_idx: A step, ``"best"``, ``"latest"``, or -1 for the latest.
-            raise_if_not_found: Otherwise a missing checkpoint is a warning.
-
-        Returns:
-            The step, None where nothing was found.
-
-        Raises:
-            CheckpointNotFoundError: If there is no such checkpoint.
-            CheckpointError: If it does not fit this trainer.
-        """
-        which = saving.step_index(step_idx)
-        try:
-            found = resuming.load_usable(self, saving.checkpoint_folder(self), which, own=True)
-        except CheckpointNotFoundError as error:
-            if raise_if_not_found:
-                raise
-            saving.warn_not_found(error)
-            return None
-        return int(found.name)
-
-    def load_data_loaders(
-        self,
-        step_idx: shared.StepIndex = -1,
-        train_loader: Any = None,
-        val_loader: Any = None,
-        test_loader: Any = None,
-    ) -> None:
-        """Puts loaders where they were at a step, by default the present one.
-
-        Raises:
-            CheckpointNotFoundError: If there is no such checkpoint.
-        """
-        step = self.global_step if step_idx == -1 else step_idx
-        meta = read_meta(shared.choose_step(saving.checkpoint_folder(self), step)[0])
-        given = {"train": train_loader, "val": val_loader, "test": test_loader}
-        saving.restore_sources(self.sources, meta, given)
-
-    def restore_model(self, state_dict: dict[str, Any]) -> None:
-        """Replaces parts of the state: ``params``, and any of ``step, opt_state, rng`` and
-        ``mutable_variables``.
-
-        Raises:
-            CheckpointError: If a leaf differs in path, shape or dtype.
-        """
-        self.state = saving.restore_from_dict(self.state, state_dict)
-        self.progress.step = int(jax.device_get(self.state.step))
-
-    @staticmethod
-    def restore_data_loaders(
-        state_dict: dict[str, Any],
-        train_loader: Any = None,
-        val_loader: Any = None,
-        test_loader: Any = None,
-    ) -> None:
-        """Puts loaders with ``set_state`` where ``state_dict`` says, by ``train, val, test``."""
-        given = {"train": train_loader, "val": val_loader, "test": test_loader}
-        saving.restore_loaders(state_dict, given)
-
-    def load_pretrained_model(
-        self,
-        checkpoint_path: str | Path,
-        step_idx: shared.StepIndex = -1,
-        load_best: bool = False,
-        load_optimizer: bool = True,
-        train_loader: Any = None,
-        val_loader: Any = None,
-        test_loader: Any = None,
-        delete_params_before_loading: bool = True,
-        param_map: PretrainedMap | None = None,
-        dry_run: bool = False,
-    ) -> int:
-        """Takes the model of another run, which is only read, and returns the step it was saved at.
-
-        Args:
-            checkpoint_path: A run folder, its checkpoints, or one step's folder.
-            step_idx: A step, ``"best"``, ``"latest"``, or -1 for the latest.
-            load_best: Take the best step instead.
-            load_optimizer: Take the state of training too, and go on with it; otherwise only
-                parameters and mutable collections are taken, and training begins at step 0.
-            train_loader: Put where it was in that run.
-            val_loader: The same.
-            test_loader: The same.
-            delete_params_before_loading: Free the present parameters as soon as the new ones are
-                read. They are kept until then: a failed load changes nothing.
-            param_map: What may differ between the models; only parameters and mutable collections
-                are taken then, and a table says what became of each.
-            dry_run: Log that table and load nothing.
-
-        Raises:
-            CheckpointNotFoundError: If there is no such checkpoint.
-            CheckpointError: If it does not fit this trainer.
-        """
-        which = "best" if load_best else saving.step_index(step_idx)
-        folder = Path(checkpoint_path).expanduser()
-        if param_map is not None or dry_run:
-            step_folder, _ = shared.choose_step(folder, which)
-            load_mapped(self, step_folder, param_map or PretrainedMap(), dry_run)
-            return int(step_folder.name)
-        old = self.state
-        step_folder = resuming.load_usable(self, folder, which, False, load_optimizer)
-        if delete_params_before_loading:
-            saving.delete_model(old, kept=self.state)
-        given = {"train": train_loader, "val": val_loader, "test": test_loader}
-        saving.restore_sources(self.sources, read_meta(step_folder), given)
-        return int(step_folder.name)
-
-    @classmethod
-    def load_from_checkpoint(
-        cls,
-        checkpoint: str | Path,
-        exmp_input: BatchLike = None,
-        batch_size: int = -1,
-        *,
-        model_class: Any = None,
-        mesh: Mesh | None = None,
-    ) -> Self:
-        """Returns a trainer with the configs and the model of a checkpoint, ready to evaluate.
-
-        It has no logger and no callbacks, so that the run it came from stays as it is.
-
-        Args:
-            checkpoint: A run folder (the best step is taken where one was tracked, else the newest)
-                or one step's folder.
-            exmp_input: A batch for its shapes; needed only where batches are of a class of yours.
-            batch_size: Rows of the example batch; -1: as many as it has.
-            model_class: The model's class; else that of this class, else the registered name.
-            mesh: The device mesh; else built as the checkpoint's config says.
-
-        Raises:
-            CheckpointNotFoundError: If there is no checkpoint.
-            CheckpointError: If it cannot be read or does not fit the model.
-            ConfigError: If the model's class cannot be known.
-        """
-        step_folder = saving.best_or_latest(checkpoint)
-        meta = read_meta(step_folder)
-        configs = saving.configs_from_meta(meta, model_class or cls.model_class)
-        trainer = cls(*configs, saving.batch_from_meta(meta, exmp_input, batch_size), mesh)
-        saving.load_model_parts(trainer, step_folder, meta)
-        return trainer
-
-    @classmethod
-    def from_run(cls, folder: str | Path) -> Self:
-        """Returns a trainer with the configs and the model of a run's newest checkpoint."""
-        return cls.load_from_checkpoint(shared.choose_step(folder, "latest")[0])

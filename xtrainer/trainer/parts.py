@@ -1,7 +1,6 @@
 """What is a trainer made of? Configs become a mesh, a model, a state and compiled steps."""
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, cast
 
 import jax
@@ -17,25 +16,21 @@ from xtrainer.callbacks import (
     build_callbacks,
 )
 from xtrainer.config import check_configs
-from xtrainer.data import batch_spec, get_input, num_rows
-from xtrainer.hooks import Hooks
+from xtrainer.data import batch_spec, num_rows
 from xtrainer.launch import (
     enable_compilation_cache,
     is_main_process,
     peers,
-    process_count,
     process_index,
 )
 from xtrainer.launch.interrupts import Interrupts
-from xtrainer.loggers import LoggerConfig, build_loggers, run_folder
+from xtrainer.loggers import LoggerConfig, build_loggers
 from xtrainer.loop import Ledger, OpenRows, RowKeeper, Setback, StopReason, Watcher
-from xtrainer.metrics import DeviceMetrics, parameter_table
+from xtrainer.metrics import DeviceMetrics
 from xtrainer.optim import (
     OptimizerConfig,
     build_optimizer,
-    decayed_params,
     frozen_patterns,
-    path_mask,
     scalable,
 )
 from xtrainer.parallel import BatchLayout, build_mesh, check_mesh
@@ -47,29 +42,23 @@ from xtrainer.trainer.assemble import (
     abstract_state,
     begin_state,
     build_model,
-    init_variables,
-    model_layout,
 )
 from xtrainer.trainer.black_box import BlackBox
 from xtrainer.trainer.config import ModelConfig, TrainerConfig
 from xtrainer.trainer.saving import check_folders, config_to_json
+from xtrainer.trainer.seams import TrainerSeams
 from xtrainer.trainer.shapes import wants_shapes
 from xtrainer.trainer.shared import check_same_configs
 from xtrainer.trainer.sources import Sources
 from xtrainer.trainer.view import TrainerView
-from xtrainer.tree import num_elements
 from xtrainer.types import (
-    ApplyFn,
     BatchLike,
-    LossOutput,
-    MetricPostprocess,
-    PRNGKey,
     PyTree,
 )
 
 
-class TrainerParts(Hooks):
-    """The parts of a trainer and the seams by which a subclass replaces one of them.
+class TrainerParts(TrainerSeams):
+    """The parts of a trainer; a subclass may replace each of them.
 
     The constructor's arguments are those of :class:`TrainerModule`, which adds what a trainer does.
     """
@@ -140,52 +129,6 @@ class TrainerParts(Hooks):
         self.init_callbacks(trainer_config.callbacks)
         self.create_jitted_functions()  # while the program that makes the state is compiled
         self.state = self.state
-
-    # What a subclass writes, and what it may replace.
-
-    def loss_function(
-        self, params: PyTree, apply_fn: ApplyFn, batch: BatchLike, rng: PRNGKey, train: bool = True
-    ) -> LossOutput:
-        """Returns ``(loss, (metrics, mutable_variables))`` of a batch; the subclass writes it.
-
-        Args:
-            params: The model's parameters.
-            apply_fn: The model's ``apply``; collections that are not passed come from the state.
-            batch: A batch; with accumulation a micro-batch.
-            rng: Typed key of this step and micro-batch.
-            train: Whether this is a training step.
-
-        Returns:
-            The loss and each metric are a scalar (a mean over the batch), an array whose first
-            axis is the batch, or ``{"value": ..., "count": ...}``: a sum and its weight, or
-            arrays of values and weights. A metric may add ``"log_modes"``. Collections the model
-            updated may be returned; those ``apply_fn`` has gathered by itself need not be.
-
-        Raises:
-            TypeError: If the subclass has no loss function.
-        """
-        raise TypeError(f"{type(self).__name__} must define loss_function(...).")
-
-    @staticmethod
-    def batch_to_input(batch: BatchLike) -> PyTree:
-        """Returns what the model is initialized with; a tuple stands for several arguments.
-
-        Only shapes are asked for: it is traced and never computed.
-        """
-        return get_input(batch)
-
-    @staticmethod
-    def get_model_rng(rng: PRNGKey) -> dict[str, PRNGKey]:
-        """Returns the keys for ``init``, by name."""
-        return dict(zip(("params", "dropout"), jax.random.split(rng), strict=True))
-
-    def run_model_init(self, exmp_input: PyTree, init_rng: PRNGKey) -> Mapping[str, Any]:
-        """Returns the model's initial variables; called inside a compiled function."""
-        return init_variables(self.model, exmp_input, self.get_model_rng(init_rng))
-
-    def get_metric_postprocess_fn(self) -> MetricPostprocess:
-        """Returns what is applied to host metrics before they are logged and returned."""
-        return lambda metrics: metrics
 
     # What the constructor calls, in this order; each sets attributes.
 
@@ -321,77 +264,3 @@ class TrainerParts(Hooks):
     def _loss_terms(self, batch: BatchLike, train: bool) -> Any:
         parts = (self.step_settings(), self._shapes, batch_spec(batch), train)
         return compiled.loss_terms(self.loss_function, self.model.apply, *parts)
-
-    # What can be asked of the parts.
-
-    @property
-    def global_step(self) -> int:
-        """The number of the newest step."""
-        return self.progress.step
-
-    @property
-    def log_path(self) -> Path | None:
-        """The run folder."""
-        return run_folder(self.trainer_config.logger)
-
-    def tabulate_params(self) -> str:
-        """Returns a table of the parameters: layout, size in all and per device, optimizer.
-
-        Below it stands a sentence for each rule of the layout that laid out nothing.
-        """
-        params = self.state.params
-        frozen = path_mask(frozen_patterns(self.optimizer_config), None)(params)
-        table = parameter_table(params, decayed_params(self.optimizer_config, params), frozen)
-        exmp_input = jax.eval_shape(self.batch_to_input, batch_spec(self.exmp_batch))
-        where = (self.mesh, self.model_config.parallel)
-        return "\n".join([table, *model_layout(self.run_model_init, exmp_input, *where).unused])
-
-    def get_num_params(self) -> int:
-        """Returns the number of parameters."""
-        return num_elements(self.state.params)
-
-    def set_dataset(self, dataset: Any) -> None:
-        """Shares a dataset with the callbacks."""
-        self.dataset = dataset
-        for callback in self.callbacks:
-            callback.set_dataset(dataset)
-
-    def learning_rate(self, step: int, skipped: int | None = None) -> float | None:
-        """Returns the learning rate that the update of a step used; None where it is not known.
-
-        Args:
-            step: The step; of a refused one, the rate of the last update before it.
-            skipped: Refused steps up to that one; as many as by now where None.
-        """
-        if self.lr_schedule is None:
-            return None
-        updates = step - (self.progress.skipped if skipped is None else skipped)
-        rate = float(jax.device_get(self.lr_schedule(max(updates - 1, 0))))
-        return rate * self.trainer_config.rollback_lr_scale ** len(self.progress.rollbacks)
-
-    def step_flops(self) -> float:
-        """Returns the floating-point operations of a step on a full batch, of all devices."""
-        settings, batch = self.step_settings(), batch_spec(self.exmp_batch)
-        rows = self.progress.batch_rows or num_rows(batch)
-        make = self.create_training_step_function
-        return compiled.step_flops(make, settings, self.state, batch, rows)
-
-    def request_stop(self, reason: StopReason = StopReason.REQUESTED, detail: str = "") -> None:
-        """Ends training after this step; the first reason is kept.
-
-        Any process may ask; all stop at the same step, and only then ``stop_reason`` is set.
-        """
-        if process_count() == 1:
-            self.end_run(reason, detail)
-        elif self.stop_wanted is None:
-            self.stop_wanted = (reason, detail)
-
-    @property
-    def should_stop(self) -> bool:
-        """Whether the run is about to end: a callback that takes long may look, and end first."""
-        return self.stop_reason is not None or self.stop_wanted is not None
-
-    def end_run(self, reason: StopReason, detail: str = "") -> None:
-        """Ends training now, on a process alone or where all processes do; first reason is kept."""
-        if self.stop_reason is None:
-            self.stop_reason, self.stop_detail = reason, detail

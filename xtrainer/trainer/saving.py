@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import optax
 
 from xtrainer.callbacks import Callback, ModelCheckpoint
 from xtrainer.checkpoint import (
@@ -19,18 +18,16 @@ from xtrainer.checkpoint import (
 )
 from xtrainer.config import Config
 from xtrainer.config.redact import redact
-from xtrainer.data import batch_spec, decode_spec, encode_spec
+from xtrainer.data import batch_spec, encode_spec
 from xtrainer.errors import CheckpointError, CheckpointNotFoundError, ConfigError, LoaderError
 from xtrainer.loop import OpenRows
-from xtrainer.optim import OptimizerConfig
 from xtrainer.parallel import copy_tree, put_global
 from xtrainer.state import Progress, TrainState
-from xtrainer.trainer.config import ModelConfig, TrainerConfig
-from xtrainer.trainer.shared import StepIndex, choose_step, merge_positions, own_position
+from xtrainer.trainer.shared import StepIndex, merge_positions, own_position
 from xtrainer.trainer.sources import Sources
 from xtrainer.trainer.view import TrainerView
 from xtrainer.tree import flatten_with_paths
-from xtrainer.types import JSON, BatchLike, HostMetrics, PyTree, StatefulLoader
+from xtrainer.types import JSON, HostMetrics, PyTree, StatefulLoader
 
 _LOG = logging.getLogger(__name__)
 
@@ -166,13 +163,6 @@ def load_step(
     return int(step_folder.name)
 
 
-def load_model_parts(trainer: TrainerView, step_folder: Path, meta: Mapping[str, Any]) -> None:
-    """Puts a checkpoint's model, step and progress into a trainer that will evaluate it."""
-    parts = restore_partial(step_folder, (*MODEL_PARTS, "step"), trainer.state)
-    trainer.state = trainer.state.replace(**parts)
-    trainer.progress = Progress.from_json(meta["progress"])
-
-
 def delete_model(old: TrainState, kept: TrainState) -> None:
     """Frees the parameters and collections of a state that another one does not use."""
     keep = {id(leaf) for leaf in jax.tree.leaves(kept)}
@@ -268,70 +258,6 @@ def restore_from_dict(state: TrainState, state_dict: Mapping[str, Any]) -> Train
             + "\n  ".join(problems[:20])
         )
     return state.replace(**parts)
-
-
-def configs_from_meta(
-    meta: Mapping[str, Any], model_class: Any
-) -> tuple[TrainerConfig, ModelConfig, OptimizerConfig | optax.GradientTransformation]:
-    """Returns the configs in a checkpoint, set up to evaluate: nothing is written or called back.
-
-    Args:
-        meta: From :func:`xtrainer.checkpoint.read_meta`.
-        model_class: The class of the model; None: the registered name that was saved.
-
-    Raises:
-        ConfigError: If the class of the model cannot be known without importing by name.
-    """
-    saved = meta["config"]
-    if any(not isinstance(saved.get(part), Mapping) for part in ("trainer", "model")):
-        raise ConfigError("The checkpoint holds no configs of a trainer. Build one, and load them.")
-    # A folder of compiled programs that a file names would be trusted as this user's own.
-    quiet = {"logger": None, "callbacks": [], "compilation_cache": False}
-    trainer = {**saved["trainer"], **quiet, "enable_progress_bar": False}
-    model = dict(saved["model"])
-    if model_class is not None:
-        model["model_class"] = model_class
-    elif isinstance(model.get("model_class"), Mapping):
-        raise ConfigError(
-            f"The checkpoint's model is {next(iter(model['model_class'].values()))!r}, which is "
-            "not registered under a name, and classes are never imported by what a file says. Pass "
-            "model_class=, set the class attribute model_class of the trainer, or decorate the "
-            "model with xtrainer.register_model(name)."
-        )
-    model["model_config"] = _typed(model.get("model_config"))
-    optimizer = saved.get("optimizer")
-    # Without a saved optimizer the model can still be evaluated.
-    transform = (
-        optax.identity() if optimizer is None else Config.from_dict(OptimizerConfig, optimizer)
-    )
-    return Config.from_dict(TrainerConfig, trainer), Config.from_dict(ModelConfig, model), transform
-
-
-def batch_from_meta(meta: Mapping[str, Any], exmp_input: BatchLike, batch_size: int) -> PyTree:
-    """Returns the shapes of a batch: those of an example, or those that were saved.
-
-    Raises:
-        BatchError: If there is no example and the saved batch was of a class of the user's.
-    """
-    spec = decode_spec(meta["batch_spec"]) if exmp_input is None else batch_spec(exmp_input)
-    if batch_size < 1:
-        return spec
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype), spec)
-
-
-def best_or_latest(folder: str | Path) -> Path:
-    """Returns the best step of a run where one was tracked, else the newest one."""
-    try:
-        return choose_step(folder, "best")[0]
-    except CheckpointNotFoundError:
-        return choose_step(folder, "latest")[0]
-
-
-def _typed(value: Any) -> Any:
-    """Returns a saved config object as an object; the class is one that the program has defined."""
-    if isinstance(value, Mapping) and "class_name" in value:
-        return Config.from_dict(Config, value, strict_classname_parsing=True)
-    return value
 
 
 def _named(callbacks: list[Callback]) -> list[tuple[str, Callback]]:

@@ -1,0 +1,96 @@
+"""What can be asked of a trainer? Its step, sizes and rates, and that it ends a run."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from xtrainer.data import batch_spec, num_rows
+from xtrainer.launch import process_count
+from xtrainer.loggers import run_folder
+from xtrainer.loop import StopReason
+from xtrainer.metrics import parameter_table
+from xtrainer.optim import decayed_params, frozen_patterns, path_mask
+from xtrainer.trainer import compiled
+from xtrainer.trainer.assemble import model_layout
+from xtrainer.trainer.parts import TrainerParts
+from xtrainer.tree import num_elements
+
+
+class TrainerAnswers(TrainerParts):
+    """A trainer that can tell of its parts, and be asked to stop."""
+
+    stop_reason: StopReason | None
+    stop_wanted: tuple[StopReason, str] | None
+
+    @property
+    def global_step(self) -> int:
+        """The number of the newest step."""
+        return self.progress.step
+
+    @property
+    def log_path(self) -> Path | None:
+        """The run folder."""
+        return run_folder(self.trainer_config.logger)
+
+    def tabulate_params(self) -> str:
+        """Returns a table of the parameters: layout, size in all and per device, optimizer.
+
+        Below it stands a sentence for each rule of the layout that laid out nothing.
+        """
+        params = self.state.params
+        frozen = path_mask(frozen_patterns(self.optimizer_config), None)(params)
+        table = parameter_table(params, decayed_params(self.optimizer_config, params), frozen)
+        exmp_input = jax.eval_shape(self.batch_to_input, batch_spec(self.exmp_batch))
+        where = (self.mesh, self.model_config.parallel)
+        return "\n".join([table, *model_layout(self.run_model_init, exmp_input, *where).unused])
+
+    def get_num_params(self) -> int:
+        """Returns the number of parameters."""
+        return num_elements(self.state.params)
+
+    def set_dataset(self, dataset: Any) -> None:
+        """Shares a dataset with the callbacks."""
+        self.dataset = dataset
+        for callback in self.callbacks:
+            callback.set_dataset(dataset)
+
+    def learning_rate(self, step: int, skipped: int | None = None) -> float | None:
+        """Returns the learning rate that the update of a step used; None where it is not known.
+
+        Args:
+            step: The step; of a refused one, the rate of the last update before it.
+            skipped: Refused steps up to that one; as many as by now where None.
+        """
+        if self.lr_schedule is None:
+            return None
+        updates = step - (self.progress.skipped if skipped is None else skipped)
+        rate = float(jax.device_get(self.lr_schedule(max(updates - 1, 0))))
+        return rate * self.trainer_config.rollback_lr_scale ** len(self.progress.rollbacks)
+
+    def step_flops(self) -> float:
+        """Returns the floating-point operations of a step on a full batch, of all devices."""
+        settings, batch = self.step_settings(), batch_spec(self.exmp_batch)
+        rows = self.progress.batch_rows or num_rows(batch)
+        make = self.create_training_step_function
+        return compiled.step_flops(make, settings, self.state, batch, rows)
+
+    def request_stop(self, reason: StopReason = StopReason.REQUESTED, detail: str = "") -> None:
+        """Ends training after this step; the first reason is kept.
+
+        Any process may ask; all stop at the same step, and only then ``stop_reason`` is set.
+        """
+        if process_count() == 1:
+            self.end_run(reason, detail)
+        elif self.stop_wanted is None:
+            self.stop_wanted = (reason, detail)
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether the run is about to end: a callback that takes long may look, and end first."""
+        return self.stop_reason is not None or self.stop_wanted is not None
+
+    def end_run(self, reason: StopReason, detail: str = "") -> None:
+        """Ends training now, on a process alone or where all processes do; first reason is kept."""
+        if self.stop_reason is None:
+            self.stop_reason, self.stop_detail = reason, detail
