@@ -14,6 +14,7 @@ from typing import Any
 import jax
 
 from xtrainer.errors import CheckpointError
+from xtrainer.json_text import MAX_LEVELS
 from xtrainer.tree import path_str
 from xtrainer.types import JSON, HostMetrics, PyTree
 
@@ -25,7 +26,7 @@ META_KEYS = frozenset(
 )  # fmt: skip
 
 MAX_LISTED = 20
-_MAX_DEPTH = 100
+_MAX_BITS = 14_000  # of a whole number, which has less than json_text.MAX_DIGITS then
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "xtrainer")
 
 
@@ -223,8 +224,8 @@ def check_json(value: Any, path: str) -> None:
 
 
 def _collect_json_problems(value: Any, path: str, depth: int, problems: list[str]) -> None:
-    if depth > _MAX_DEPTH:
-        problems.append(f"{path}: found more than {_MAX_DEPTH} levels")
+    if depth > MAX_LEVELS:
+        problems.append(f"{path}: found more than {MAX_LEVELS} levels")
     elif isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str):
@@ -236,7 +237,10 @@ def _collect_json_problems(value: Any, path: str, depth: int, problems: list[str
     elif isinstance(value, float):
         if not math.isfinite(value):
             problems.append(f"{path}: found {value!r}")
-    elif not (value is None or isinstance(value, bool | int | str)):
+    elif isinstance(value, int):
+        if value.bit_length() > _MAX_BITS:
+            problems.append(f"{path}: found a number of {value.bit_length()} bits")
+    elif not (value is None or isinstance(value, str)):
         problems.append(f"{path}: found a {type(value).__module__}.{type(value).__qualname__}")
 
 

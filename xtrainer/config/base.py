@@ -109,7 +109,13 @@ def parse(config_class: type[ConfigT], data: Any, options: ParseOptions) -> Conf
     """
     parser = Parser(Config, config_classes(), options)
     name = getattr(config_class, "__name__", str(config_class))
-    value = parser.read(config_class, data, name)
+    try:
+        value = parser.read(config_class, data, name)
+    except RecursionError as error:
+        raise ConfigError(
+            f"{name}: found data that are nested too deep to be read, expected a config. Use fewer "
+            "levels of lists and mappings."
+        ) from error
     if parser.problems:
         raise ConfigError(parser.problems)
     return value
