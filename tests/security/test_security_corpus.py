@@ -24,10 +24,11 @@ QUICK = [
     "config_many_lists", "config_overflow", "config_long_number", "record_deep_object",
     "run_long_number", "rows_list", "loaders_text", "leaf_large", "leaf_bool", "batch_huge",
     "window_negative", "window_dtype_O", "config_objects", "config_levels", "config_key_twice",
-    "record_twice", "state_levels", "fifo_COMMIT.json", "zeros_meta_unrecorded", "victim_metrics.jsonl",
-    "victim_config.json.tmp", "victim_checkpoints_RUN.json.tmp", "linked_checkpoints",
-    "linked_meta_unrecorded", "recorded_parent", "recorded_null", "set_dot", "logger_parent",
-    "step_huge", "format_version_list", "batches_huge", "folder_\u0664",
+    "record_twice", "state_levels", "fifo_COMMIT.json", "zeros_meta_unrecorded",
+    "victim_metrics.jsonl", "victim_config.json.tmp", "victim_checkpoints_RUN.json.tmp",
+    "linked_checkpoints", "linked_meta_unrecorded", "recorded_parent", "recorded_null",
+    "set_dot", "logger_parent", "step_huge", "format_version_list", "batches_huge",
+    "folder_\u0664",
 ]  # fmt: skip
 REST = [name for name in NAMES if name not in QUICK]
 MOST_S, MOST_MEGABYTES = 15, 700
