@@ -14,7 +14,7 @@ from rich.text import Text
 
 from xtrainer.checkpoint.metadata import CHECKPOINTS_FOLDER, list_steps
 from xtrainer.checkpoint.usable import choose_usable
-from xtrainer.cli.experiment import UsageError, load_experiment
+from xtrainer.cli.experiment import UsageError, load_experiment, whole
 from xtrainer.cli.replayed_run import Outcome, Replayed, replayed
 from xtrainer.config import parse_config
 from xtrainer.errors import CheckpointError, ConfigError, XTrainerError
@@ -47,8 +47,14 @@ def add_parser(commands: Any) -> None:
     add = parser.add_argument
     add("folder", type=Path, metavar="RUN", help="the run folder")
     add("--experiment", required=True, help="the Python file that the run was started from")
-    add("--step", type=int, metavar="N", help="the step (default: the newest refused one)")
-    add("--top", type=int, default=_NORMS, metavar="N", help="gradient norms that are shown")
+    add("--step", type=whole, metavar="N", help="the step (default: the newest refused one)")
+    add(
+        "--top",
+        type=whole,
+        default=_NORMS,
+        metavar="N",
+        help="gradient norms that are shown",
+    )
     parser.set_defaults(run=run)
 
 

@@ -1,10 +1,12 @@
 """How are arrays in memory read in batches? Shuffled per pass, from any saved position."""
 
+import sys
 from collections.abc import Iterator
 
 import jax
 import numpy as np
 
+from xtrainer.counts import as_int, wanted_count
 from xtrainer.data.batch import num_rows
 from xtrainer.data.shard import shard_rows
 from xtrainer.errors import LoaderError
@@ -43,10 +45,12 @@ class ArrayLoader:
     ) -> None:
         self.arrays: PyTree = jax.tree.map(np.asarray, arrays)
         self.num_examples: int = num_rows(self.arrays)
-        if batch_size < 1 or seed < 0:
+        if wanted_count(batch_size, 1) or wanted_count(seed, 0, sys.maxsize):
             raise LoaderError(
-                f"Found batch_size={batch_size}, seed={seed}, expected batch_size >= 1, seed >= 0."
+                f"Found batch_size={batch_size!r}, seed={seed!r}, expected whole numbers: "
+                "batch_size >= 1, seed >= 0."
             )
+        batch_size, seed = as_int(batch_size), as_int(seed)
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.seed = seed

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from xtrainer.callbacks import CallbackConfig
 from xtrainer.config import Config
+from xtrainer.counts import MAX_COUNT, MAX_SEED, wanted_count
 from xtrainer.errors import did_you_mean
 from xtrainer.loggers import LoggerConfig
 from xtrainer.metrics import LOG_MODES
@@ -121,7 +122,7 @@ class TrainerConfig(Config):
         found = []
         for name in ("seed", "seed_eval"):
             value = getattr(self, name)
-            if not 0 <= value < 2**32:  # larger seeds would be cut off silently
+            if wanted_count(value, 0, MAX_SEED):  # larger seeds would be cut off silently
                 found.append(f"{name}: found {value}, expected 0 <= seed < 2**32.")
         for name in (
             "gradient_accumulate_steps",
@@ -132,6 +133,11 @@ class TrainerConfig(Config):
         ):
             if getattr(self, name) < 1:
                 found.append(f"{name}: found {getattr(self, name)}, expected a number >= 1.")
+        if self.max_consecutive_nonfinite > MAX_COUNT:  # the guard counts them on the devices
+            value = self.max_consecutive_nonfinite
+            found.append(
+                f"max_consecutive_nonfinite: found {value}, expected a number <= {MAX_COUNT}."
+            )
         found += self._rollback_problems()
         if self.black_box_max_bytes < 0:
             value = self.black_box_max_bytes

@@ -23,7 +23,7 @@ from xtrainer.loop import (
 )
 from xtrainer.metrics import DeviceMetrics, HostWindow, finish
 from xtrainer.step import TrainExecutor
-from xtrainer.trainer import overview, run, saving, shared
+from xtrainer.trainer import from_dict, overview, run, saving, shared
 from xtrainer.trainer import resume as resuming
 from xtrainer.trainer.folders import held_folders
 from xtrainer.trainer.parts import TrainerParts
@@ -296,7 +296,7 @@ class TrainerModule(TrainerParts):
         Raises:
             CheckpointError: If a leaf differs in path, shape or dtype.
         """
-        self.state = saving.restore_from_dict(self.state, state_dict)
+        self.state = from_dict.restore_state(self.state, state_dict)
         self.progress.step = int(jax.device_get(self.state.step))
 
     @staticmethod
@@ -308,7 +308,7 @@ class TrainerModule(TrainerParts):
     ) -> None:
         """Puts loaders with ``set_state`` where ``state_dict`` says, by ``train, val, test``."""
         given = {"train": train_loader, "val": val_loader, "test": test_loader}
-        saving.restore_loaders(state_dict, given)
+        from_dict.restore_loaders(state_dict, given)
 
     def load_pretrained_model(
         self,
