@@ -1,4 +1,4 @@
-"""Is every number of steps, epochs, rows and seeds checked where it is given, and kept as Python's?"""
+"""Are numbers of steps, epochs, rows and seeds checked where they are given, and kept as ints?"""
 
 import json
 from pathlib import Path
