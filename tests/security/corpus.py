@@ -249,7 +249,17 @@ def _json() -> dict[str, Change]:
         "true": b"true",
         "null": b"null",
     }
-    keys = ("progress", "loaders", "callbacks", "config", "leaves", "loggers", "rows", "ledger")
+    keys = (
+        "progress",
+        "loaders",
+        "callbacks",
+        "config",
+        "leaves",
+        "loggers",
+        "rows",
+        "ledger",
+        "data",
+    )
     some = ("list", "text", "number", "true", "null", "overflow", "surrogate", "long_number")
     found = {f"config_{name}": raw_meta("config", text) for name, text in texts.items()}
     found |= {f"{key}_{name}": raw_meta(key, texts[name]) for key in keys for name in some}

@@ -22,8 +22,11 @@ META_KEYS = frozenset(
     {
         "progress", "loaders", "callbacks", "config", "batch_spec", "versions", "mesh",
         "process_count", "metrics", "leaves", "loggers", "rows", "ledger", "git", "numerics",
+        "data",
     }
 )  # fmt: skip
+LATER_KEYS = frozenset({"data"})
+"""What checkpoints of earlier versions, which are read as well, do not have."""
 
 MAX_LISTED = 20
 _MAX_BITS = 14_000  # of a whole number, which has less than json_text.MAX_DIGITS then
@@ -68,6 +71,7 @@ def gather_meta(
     loggers: JSON = None,
     rows: JSON = None,
     ledger: JSON = None,
+    data: JSON = None,
 ) -> dict[str, JSON]:
     """Returns everything about a step that is not an array.
 
@@ -83,6 +87,7 @@ def gather_meta(
         loggers: How far each logger has come.
         rows: The metrics of steps that no row holds yet, and the newest ones.
         ledger: Seconds of the run so far, by what they were spent on.
+        data: What each loader says its data are, by name, where it does.
 
     Raises:
         CheckpointError: If a value is not JSON or the state cannot be saved; names the path.
@@ -103,6 +108,7 @@ def gather_meta(
         "ledger": ledger or {},
         "git": git_revision(),
         "numerics": numerics(),
+        "data": data or {},
     }
     check_json(meta, "meta")
     return meta

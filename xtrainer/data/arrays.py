@@ -8,6 +8,7 @@ import numpy as np
 
 from xtrainer.counts import as_int, wanted_count
 from xtrainer.data.batch import num_rows
+from xtrainer.data.fingerprint import array_fingerprint
 from xtrainer.data.shard import shard_rows
 from xtrainer.errors import LoaderError
 from xtrainer.types import JSON, BatchLike, DataShard, PyTree
@@ -69,6 +70,7 @@ class ArrayLoader:
         self._batch = 0
         self._continue = True
         self._current: _ArrayIterator | None = None
+        self._fingerprint = ""
 
     def __len__(self) -> int:
         """Returns the number of batches of a pass.
@@ -103,6 +105,15 @@ class ArrayLoader:
             [[2, 3], []]
         """
         self._rows = shard_rows(shard, self.batch_size)
+
+    def fingerprint(self) -> str:
+        """Returns what tells the arrays from others: their number of rows, and some of them.
+
+        It is made when it is first asked for; see :func:`xtrainer.data.array_fingerprint`.
+        """
+        if not self._fingerprint:
+            self._fingerprint = f"{self.num_examples} rows, {array_fingerprint(self.arrays)}"
+        return self._fingerprint
 
     def get_state(self) -> JSON:
         """Returns the pass, and how many of its batches the newest iterator has given."""

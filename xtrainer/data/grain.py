@@ -172,6 +172,10 @@ class GrainLoader:
         """Returns the first batch of the first epoch, whole, and leaves the position as it is."""
         return self._reader.read(self._plan, 0, slice(0, self.batch_size))
 
+    def fingerprint(self) -> str:
+        """Returns the number of samples: a source may give a sample anew each time it is read."""
+        return f"{self.num_samples} samples"
+
     def get_state(self) -> JSON:
         """Returns the number of the next sample, and whether the newest pass is over."""
         return {

@@ -103,6 +103,10 @@ class TrainerConfig(Config):
     loader_timeout_s: float = 1800.0
     """Seconds without a batch after which the loader is taken to hang: that is an error, which says
     where in its code it stands. A warning comes before it. <= 0: wait for ever."""
+    on_changed_data: Literal["stop", "warn"] = "stop"
+    """What happens when a run goes on and a loader has other data than the checkpoint was saved in,
+    as far as loaders know theirs (``fingerprint()``). ``stop``: an error. ``warn``: the run goes on
+    with them, at the same batch, or at the first one where the position is none in these data."""
     validation_timeout_s: float = 1800.0
     """Seconds within which one batch of a validation must finish; <= 0: any."""
     save_timeout_s: float = 1800.0

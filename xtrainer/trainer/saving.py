@@ -32,7 +32,7 @@ from xtrainer.loop import OpenRows
 from xtrainer.optim import OptimizerConfig
 from xtrainer.state import Progress, TrainState
 from xtrainer.trainer.config import ModelConfig, TrainerConfig
-from xtrainer.trainer.shared import StepIndex, choose_step, merge_positions, own_position
+from xtrainer.trainer.shared import StepIndex, choose_step, merge_loaders, own_data, own_position
 from xtrainer.trainer.sources import Sources
 from xtrainer.trainer.view import TrainerView
 from xtrainer.types import JSON, BatchLike, HostMetrics, PyTree
@@ -66,10 +66,12 @@ def gather_items(
     rows = trainer.row_keeper.open_rows()
     positions = trainer.sources.positions() if save_dataloader_state else {}
     own = {name: position.to_json() for name, position in positions.items()}
+    data = trainer.sources.fingerprints() if save_dataloader_state else {}
+    loaders, data = merge_loaders(own, data)
     meta = gather_meta(
         state,
         progress=trainer.progress.to_json(),
-        loaders=merge_positions(own),
+        loaders=loaders,
         callbacks={name: c.state_dict() for name, c in _named(trainer.callbacks)},
         config=config_to_json(trainer),
         batch_spec=encode_spec(batch_spec(trainer.exmp_batch)),
@@ -78,6 +80,7 @@ def gather_items(
         loggers=rows.loggers,
         rows=rows.run,
         ledger=trainer.ledger.to_json(),
+        data=data,
     )
     return CheckpointItems(state, meta)
 
@@ -152,9 +155,10 @@ def load_step(
             state = restore_state(step_folder, trainer.state)
         progress = Progress.from_json(meta["progress"])
         positions = {n: own_position(n, p) for n, p in meta["loaders"].items()}
+        data = own_data(meta)
         _check_steps(step_folder, int(jax.device_get(state.step)), progress)
         trainer.state, trainer.progress = state, progress
-        trainer.sources.restore_later(positions, meta["process_count"])
+        trainer.sources.restore_later(positions, meta["process_count"], data)
         _load_callbacks(trainer.callbacks, meta["callbacks"])
         trainer.restored_rows = OpenRows(meta["rows"], meta["loggers"] if own else None)
         _compare_numerics(step_folder, meta["numerics"])
@@ -221,7 +225,8 @@ def restore_sources(sources: Sources, meta: Mapping[str, Any], given: Mapping[st
                 continue
             if full_name in saved:
                 position = own_position(full_name, saved[full_name])
-                sources.restore(loader, full_name, position, meta["process_count"])
+                data = own_data(meta).get(full_name)
+                sources.restore(loader, full_name, position, meta["process_count"], data)
             elif name == "train":
                 raise CheckpointError(
                     f"The checkpoint holds the positions of {sorted(saved)}, expected 'train'. It "
