@@ -41,8 +41,8 @@ def resume_run(trainer: TrainerView, resume: Resume) -> None:
     resume = as_int(resume)
     if not isinstance(resume, str | Path) and wanted_count(resume):
         raise ConfigError(
-            f"resume: found {resume!r}, expected 'auto', 'must', 'never', a step or a folder. Steps "
-            f"are whole numbers from 0 to {MAX_COUNT}."
+            f"resume: found {resume!r}, expected 'auto', 'must', 'never', a step or a folder. "
+            f"Steps are whole numbers from 0 to {MAX_COUNT}."
         )
     if resume != "never" and not (resume == "auto" and trainer.is_own_state):
         with watched(trainer):
