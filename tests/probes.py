@@ -184,6 +184,7 @@ class Repeatable:
         "check_val_every_n_steps",
         "max_steps_in_flight",
         "enable_progress_bar",
+        "on_changed_data",
     }
 
     def __init__(self, trainer: Any) -> None:
@@ -222,7 +223,8 @@ class Repeatable:
         trainer.trainer_config = dataclasses.replace(self._config, logger=logger, **config)
         state = self._start
         trainer.state = copy_tree(state, jax.tree.map(lambda x: x.sharding, state))
-        trainer.progress, trainer.sources = xt.Progress(), Sources()
+        sources = Sources(on_changed_data=trainer.trainer_config.on_changed_data)
+        trainer.progress, trainer.sources = xt.Progress(), sources
         trainer.stop_reason, trainer.stop_detail, trainer.dataset = None, "", None
         trainer.is_own_state, trainer.restored_rows, trainer.row_keeper = False, None, OpenRows()
         trainer.init_logger(logger)

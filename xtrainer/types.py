@@ -79,6 +79,18 @@ class ShardedLoader(Protocol):
 
 
 @runtime_checkable
+class FingerprintedLoader(Protocol):
+    """A loader that can tell its data from others, so that no run goes on with others unnoticed."""
+
+    def fingerprint(self) -> str:
+        """Returns a text that is the same for the same data, in every process and at every start.
+
+        It is asked for once; a version of the data set will do.
+        """
+        ...
+
+
+@runtime_checkable
 class LinenModule(Protocol):
     """What is asked of a model: ``init`` and ``apply`` as Flax Linen has them."""
 

@@ -16,6 +16,7 @@ from xtrainer.checkpoint.commit import (
     problems_of,
     quick_problems,
     read_commit,
+    read_json,
 )
 from xtrainer.errors import CheckpointError, NewerFormatError
 
@@ -44,6 +45,24 @@ def test_the_record_names_every_file_with_size_and_checksum(steps):
     for name, (size, checksum) in commit.files.items():
         content = (steps / "2" / name).read_bytes()
         assert (size, checksum) == (len(content), crc32c.crc32c(content))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 10**5, "more than 100 levels"),
+        ('{"step": 1, "step": 2}', "the key 'step' is there twice"),
+        ('{"step": NaN}', "found NaN, which is not JSON"),
+        ('{"step": 1e999}', "more than a float can be"),
+        ('{"step": ' + "9" * 5000 + "}", "a number of 5000 digits"),
+        ("[1]", "no object"),
+    ],
+)
+def test_a_file_of_what_was_not_written_is_refused(tmp_path, text, message):
+    path = tmp_path / RUN_FILE
+    path.write_text(text)
+    with pytest.raises(CheckpointError, match=f"RUN.json cannot be read .*{message}"):
+        read_json(path)
 
 
 def test_the_record_names_step_run_attempt_and_the_values_of_each_leaf(steps, small):

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from xtrainer.checkpoint import CheckpointItems, check_json, describe_leaves
+from xtrainer.checkpoint.commit import read_json
+from xtrainer.checkpoint.durable import write_json
 from xtrainer.checkpoint.items import (
     META_KEYS,
     compare_leaves,
@@ -70,6 +72,7 @@ def test_what_is_no_number_is_refused_as_a_metric(value):
         ((1, 2), "loaders/train/index: found a builtins.tuple"),
         (float("inf"), "loaders/train/index: found inf"),
         ({1: 2}, "loaders/train/index: found the key 1 of type int"),
+        (2**14001, "loaders/train/index: found a number of 14002 bits"),
         ([0, {"x": b"y"}], "loaders/train/index/1/x: found a builtins.bytes"),
         (jnp.ones(()), "loaders/train/index: found a .*Array"),
     ],
@@ -89,6 +92,29 @@ def test_a_cycle_is_refused():
     cycle["again"] = cycle
     with pytest.raises(CheckpointError, match="more than 100 levels"):
         check_json(cycle, "m")
+
+
+def nest(levels, value):
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+def test_what_is_just_not_too_much_is_read_back(tmp_path):
+    data = {"deep": nest(99, 1), "long": [2**13999, -(2**13999)]}
+    check_json(data, "m")
+    write_json(tmp_path / "data.json", data)
+    assert read_json(tmp_path / "data.json") == data
+    with pytest.raises(CheckpointError, match="more than 100 levels"):
+        check_json({"deep": nest(100, 1)}, "m")
+
+
+def test_what_would_be_too_much_to_read_is_not_written(tmp_path):
+    path = tmp_path / "data.json"
+    write_json(path, {"kept": 1})
+    with pytest.raises(CheckpointError, match="more than 4194304 items to write"):
+        write_json(path, {"order": [0] * (2**22 + 1)})
+    assert read_json(path) == {"kept": 1}
 
 
 def test_meta_with_missing_and_unknown_keys_is_refused(small):

@@ -385,3 +385,11 @@ def test_problems_is_not_asked_while_a_type_inside_is_wrong() -> None:
         check_configs(c=SumConfig(inner=InnerConfig(steps="x")))  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"c\.inner: too much"):
         check_configs(c=SumConfig(inner=InnerConfig(steps=10)))
+
+
+def test_data_that_are_nested_too_deep_are_an_error_of_ours() -> None:
+    data: dict[str, Any] = {}
+    for _ in range(5000):
+        data = {"anything": data}
+    with pytest.raises(ConfigError, match="nested too deep"):
+        Config.from_dict(OuterConfig, data)

@@ -89,3 +89,15 @@ def test_all_wrong_arguments_are_reported_together(config: ConfigDict) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_config(config, ["--config.steps=x", "--config.stepz=1", "y", "--config.limit=1"])
     assert len(caught.value.problems) == 3
+
+
+@pytest.mark.parametrize("value", ["(" * 3000, "[" * 10**5, "-" * 3000 + "1", "9" * 6000])
+@pytest.mark.parametrize("name", ["steps", "shape", "limit"])
+def test_a_value_that_is_too_deep_or_too_long_is_an_error_of_ours(
+    config: ConfigDict, name: str, value: str
+) -> None:
+    try:
+        changed = parse_config(config, [f"--config.{name}={value}"])
+    except ConfigError:
+        return
+    assert name == "shape" and changed.to_dict().keys() == config.to_dict().keys()

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FLOORS = [
-    {"types", "errors", "hooks", "registry", "tree"},
+    {"types", "errors", "hooks", "registry", "tree", "json_text", "counts"},
     {"config", "launch", "state"},
     {"parallel", "metrics", "optim", "loggers"},
     {"data", "step", "checkpoint"},

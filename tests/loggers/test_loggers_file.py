@@ -264,3 +264,14 @@ def test_any_names_and_values_come_back_from_both_files(batches):
         for line, metrics in zip(table, batches, strict=True):
             cells = sorted(cell for cell in line[2:] if cell)
             assert cells == sorted(repr(value) for value in metrics.values())
+
+
+@pytest.mark.parametrize(
+    "metrics",
+    ['{"a": NaN}', '{"a": 1e999}', '{"a": 1.0, "a": 2.0}', "[" * 10**5, '{"a": %s}' % ("9" * 5000)],
+)
+def test_a_row_that_was_not_written_so_is_refused_by_its_line(tmp_path, metrics):
+    row = '{"set": "train", "step": 1, "epoch": 1, "metrics": %s}\n'
+    (tmp_path / "metrics.jsonl").write_text(row % '{"loss": 1.0}' + row % metrics)
+    with pytest.raises(MetricError, match="metrics.jsonl, line 2: found"):
+        read_metrics(tmp_path)

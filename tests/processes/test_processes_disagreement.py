@@ -43,7 +43,7 @@ NAMES = [
     *(f"{name}-{who}" for name in (*UNEVEN, *ERRORS, "stop", "nan", "scalar") for who in "01"),
     *("length_too_small-0", "stop-01", "stop_at_epoch_end-0", "stop_in_validation-1"),
     *("early_stopping-01", "stop_on_last-1", "skipped_nan-1", "configs-1", "plan-1", "step-1"),
-    "folder-0",
+    *("folder-0", "data-", "data-1"),
     "plain-1",
 ]
 """All scenarios, one after another in one run; the last says that they have left it usable."""
@@ -121,6 +121,18 @@ def test_loaders_that_do_not_end_together_end_the_run_at_the_shorter_one(
         assert one["stands"]["step"] == [4, 4]
     assert_one_state([one["stands"] for one in found], steps(4))
     assert_whole(run.folder / f"{name}-{who}" / "checkpoints", [2])
+
+
+def test_other_data_of_one_process_end_all_before_a_step(run: process_zoo.Run) -> None:
+    found = values(run, "data-1")
+    assert [one["raised"] for one in found] == [
+        "LoaderError" if index == 1 else "PeerError" for index in range(len(found))
+    ]
+    for one in found:
+        assert "The data of the 'train' loader have changed: found 80 rows, " in one["traceback"]
+        assert (one["stands"]["step"], one["steps"]) == ([2, 2], [2])
+    for one in values(run, "data-"):
+        assert (one["raised"], one["stands"]["step"]) == (None, [4, 4])
 
 
 def test_a_length_that_is_too_small_does_no_harm(run: process_zoo.Run) -> None:

@@ -229,6 +229,8 @@ def _json() -> dict[str, Change]:
     texts = {
         "deep_list": b"[" * 10**5 + b"]" * 10**5,
         "deep_object": b'{"a":' * 10**5 + b"1" + b"}" * 10**5,
+        "levels": b"[" * 101 + b"]" * 101,
+        "objects": b'{"a":' * 95 + b"1" + b"}" * 95,
         "long_text": b'"' + b"a" * 5 * 10**7 + b'"',
         "many_lists": b"[" + b"[]," * 10**7 + b"[]]",
         "too_long": b'"' + b"a" * (2**26 + 1) + b'"',
@@ -239,6 +241,7 @@ def _json() -> dict[str, Change]:
         "no_utf8": b'"\xff\xfe"',
         "surrogate": b'"\\ud800"',
         "null_byte": b'"\\u0000"',
+        "key_twice": b'{"trainer": {"seed": 1, "seed": 2}}',
         "twice": b'{}, "leaves": {}, "leaves": {"a": 1}',
         "list": b"[]",
         "text": b'"text"',
@@ -246,7 +249,17 @@ def _json() -> dict[str, Change]:
         "true": b"true",
         "null": b"null",
     }
-    keys = ("progress", "loaders", "callbacks", "config", "leaves", "loggers", "rows", "ledger")
+    keys = (
+        "progress",
+        "loaders",
+        "callbacks",
+        "config",
+        "leaves",
+        "loggers",
+        "rows",
+        "ledger",
+        "data",
+    )
     some = ("list", "text", "number", "true", "null", "overflow", "surrogate", "long_number")
     found = {f"config_{name}": raw_meta("config", text) for name, text in texts.items()}
     found |= {f"{key}_{name}": raw_meta(key, texts[name]) for key in keys for name in some}
@@ -358,6 +371,7 @@ def variants() -> dict[str, Change]:
         "arrays_swapped": array_file_swapped,
         "npz_objects": objects,
         "state_metadata": state_metadata,
+        "state_levels": content("state/_METADATA", b"[" * 10**5 + b"]" * 10**5),
         "cache": lambda run: meta(
             "config", "trainer", "compilation_cache", to=str(outside(run) / "cache")
         )(run),

@@ -21,12 +21,14 @@ QUICK = [
     "arrays_swapped", "npz_objects", "state_metadata", "cache", "code_beside",
     "trainer_os_system", "model_class_beside", "model_config_eval", "optimizer_popen",
     "scheduler_relative", "callbacks_beside", "tools_main", "config_deep_list",
-    "config_many_lists", "config_overflow", "record_deep_object", "run_long_number",
-    "rows_list", "loaders_text", "leaf_large", "leaf_bool", "batch_huge", "window_negative",
-    "window_dtype_O", "fifo_COMMIT.json", "zeros_meta_unrecorded", "victim_metrics.jsonl",
-    "victim_config.json.tmp", "victim_checkpoints_RUN.json.tmp", "linked_checkpoints",
-    "linked_meta_unrecorded", "recorded_parent", "recorded_null", "set_dot", "logger_parent",
-    "step_huge", "format_version_list", "batches_huge", "folder_\u0664",
+    "config_many_lists", "config_overflow", "config_long_number", "record_deep_object",
+    "run_long_number", "rows_list", "loaders_text", "leaf_large", "leaf_bool", "batch_huge",
+    "window_negative", "window_dtype_O", "config_objects", "config_levels", "config_key_twice",
+    "record_twice", "state_levels", "fifo_COMMIT.json", "zeros_meta_unrecorded",
+    "victim_metrics.jsonl", "victim_config.json.tmp", "victim_checkpoints_RUN.json.tmp",
+    "linked_checkpoints", "linked_meta_unrecorded", "recorded_parent", "recorded_null",
+    "set_dot", "logger_parent", "step_huge", "format_version_list", "batches_huge",
+    "folder_\u0664",
 ]  # fmt: skip
 REST = [name for name in NAMES if name not in QUICK]
 MOST_S, MOST_MEGABYTES = 15, 700
@@ -124,7 +126,8 @@ def test_every_changed_run_does_no_harm(rest: dict[str, dict[str, Any]], name: s
     [
         "pickle_meta.json", "pickle_arrays", "yaml_meta", "arrays_swapped", "config_deep_list",
         "leaf_large", "fifo_COMMIT.json", "linked_checkpoints", "linked_meta_unrecorded",
-        "recorded_parent", "step_huge", "format_version_list",
+        "recorded_parent", "step_huge", "format_version_list", "config_levels",
+        "config_key_twice", "record_twice", "config_long_number", "config_overflow",
     ],
 )  # fmt: skip
 def test_no_way_takes_a_run_that_cannot_be_believed(

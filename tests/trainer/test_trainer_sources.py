@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from xtrainer.data import ArrayLoader, LoaderPosition, LoaderSource
-from xtrainer.errors import LoaderError
+from xtrainer.errors import CheckpointError, LoaderError
+from xtrainer.trainer.shared import own_data
 from xtrainer.trainer.sources import Sources
 from xtrainer.types import DataShard
 
@@ -92,6 +93,23 @@ def test_a_loader_without_shards_refuses_the_position_of_another_number_of_proce
         sources.of(data, "train")
     with pytest.raises(LoaderError, match="without set_shard"):
         sources.restore(data, "train", LoaderPosition(0, 1), 4)
+
+
+@pytest.mark.parametrize("said", [3, [], ["a"], {"per_process": 3}, {"per_process": [4]}])
+def test_data_that_no_loader_has_said_are_an_error(said: Any) -> None:
+    with pytest.raises(CheckpointError, match="as the data of the 'train' loader"):
+        own_data({"data": {"train": said}})
+
+
+def test_data_are_those_of_this_process_where_all_have_said_theirs() -> None:
+    data: dict[str, Any] = {
+        "one": "a",
+        "each": {"per_process": ["b"]},
+        "more": {"per_process": ["c", "d"]},
+    }
+    data["none"] = {"per_process": [None]}
+    assert own_data({"data": data}) == {"one": "a", "each": "b"}
+    assert own_data({}) == {}
 
 
 def test_loaders_are_told_their_part_where_there_are_several() -> None:

@@ -25,6 +25,7 @@ from xtrainer.checkpoint.items import (
 from xtrainer.checkpoint.manager import CheckpointManager
 from xtrainer.checkpoint.metadata import (
     RESUME_STEPS,
+    checked_step,
     find_step,
     list_steps,
     read_meta,
@@ -42,6 +43,7 @@ __all__ = [
     "CheckpointManager",
     "Choice",
     "check_json",
+    "checked_step",
     "choose_usable",
     "describe_leaves",
     "differing_replicas",

@@ -23,6 +23,7 @@ from xtrainer.errors import (
     NewerAttemptError,
     NewerFormatError,
 )
+from xtrainer.json_text import MAX_BYTES, parse_json
 from xtrainer.types import JSON
 
 COMMIT_FILE = "COMMIT.json"
@@ -30,8 +31,6 @@ RUN_FILE = "RUN.json"
 FORMAT_VERSION = 2
 """Raised by one whenever an older xtrainer could no longer read what is written."""
 
-_MAX_RECORD_BYTES = 2**26
-_MAX_ITEMS = 2**22
 _MAX_NUMBER = 2**63
 _BLOCK_BYTES = 2**22
 _READERS = 4
@@ -156,11 +155,7 @@ def read_commit(folder: Path) -> Commit:
         CheckpointError: If it is missing or damaged.
     """
     record = read_json(folder / COMMIT_FILE)
-    try:
-        is_whole = record.pop(_CHECKSUM, None) == _own_checksum(record)
-    except RecursionError:
-        is_whole = False
-    if not is_whole:
+    if record.pop(_CHECKSUM, None) != _own_checksum(record):
         raise CheckpointError(f"{folder}: {COMMIT_FILE} is damaged: its checksum does not match.")
     version = record.get("format_version")
     if type(version) is int and version > FORMAT_VERSION:
@@ -187,7 +182,7 @@ def read_commit(folder: Path) -> Commit:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Returns the object in a file of JSON, which must be no link and not too large to be one.
+    """Returns the object in a file of JSON, which must be no link; see ``json_text.py``.
 
     Raises:
         CheckpointNotFoundError: If there is none.
@@ -199,26 +194,16 @@ def read_json(path: Path) -> dict[str, Any]:
         with open(descriptor, "rb") as file:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise ValueError("no regular file")
-            text = file.read(_MAX_RECORD_BYTES + 1)
-        if len(text) > _MAX_RECORD_BYTES:
-            raise ValueError(f"more than {_MAX_RECORD_BYTES} bytes")
-        # An empty list is two bytes of a file and sixty of memory.
-        if sum(map(text.count, (b"[", b"{", b","))) > _MAX_ITEMS:
-            raise ValueError(f"more than {_MAX_ITEMS} items")
-        found = json.loads(text.decode("utf-8"), parse_constant=_refuse)
+            found = parse_json(file.read(MAX_BYTES + 1))
         if not isinstance(found, dict):
             raise ValueError("no object, expected all of it in one")
     except FileNotFoundError as error:
         raise CheckpointNotFoundError(f"{path.parent}: found no {path.name}.") from error
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{path.parent}: {path.name} cannot be read ({error}). Use another step."
         ) from error
     return found
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"found {constant}, which is not JSON")
 
 
 def _whole(number: JSON) -> int:

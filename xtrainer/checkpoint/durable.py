@@ -6,12 +6,25 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from xtrainer.errors import CheckpointError
+from xtrainer.json_text import check_size
 from xtrainer.types import JSON
 
 
 def write_json(path: Path, data: Mapping[str, JSON]) -> None:
-    """Writes a file of JSON, whole or not at all; it is on the disk when this returns."""
+    """Writes a file of JSON, whole or not at all; it is on the disk when this returns.
+
+    Raises:
+        CheckpointError: If it is more than is read back.
+    """
     text = json.dumps(data, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    try:
+        check_size(text.encode("utf-8", errors="replace"))
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path}: found {error} to write, expected no more, since nothing larger is read "
+            "back. Keep less in the states of loaders and callbacks; arrays belong into files."
+        ) from error
     temporary = path.with_name(path.name + ".tmp")
     temporary.unlink(missing_ok=True)  # of a killed save; a link would be written through
     with open(temporary, "x", encoding="utf-8") as file:

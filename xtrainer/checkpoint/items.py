@@ -14,6 +14,7 @@ from typing import Any
 import jax
 
 from xtrainer.errors import CheckpointError
+from xtrainer.json_text import MAX_LEVELS
 from xtrainer.tree import path_str
 from xtrainer.types import JSON, HostMetrics, PyTree
 
@@ -21,11 +22,14 @@ META_KEYS = frozenset(
     {
         "progress", "loaders", "callbacks", "config", "batch_spec", "versions", "mesh",
         "process_count", "metrics", "leaves", "loggers", "rows", "ledger", "git", "numerics",
+        "data",
     }
 )  # fmt: skip
+LATER_KEYS = frozenset({"data"})
+"""What checkpoints of earlier versions, which are read as well, do not have."""
 
 MAX_LISTED = 20
-_MAX_DEPTH = 100
+_MAX_BITS = 14_000  # of a whole number, which has less than json_text.MAX_DIGITS then
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "xtrainer")
 
 
@@ -67,6 +71,7 @@ def gather_meta(
     loggers: JSON = None,
     rows: JSON = None,
     ledger: JSON = None,
+    data: JSON = None,
 ) -> dict[str, JSON]:
     """Returns everything about a step that is not an array.
 
@@ -82,6 +87,7 @@ def gather_meta(
         loggers: How far each logger has come.
         rows: The metrics of steps that no row holds yet, and the newest ones.
         ledger: Seconds of the run so far, by what they were spent on.
+        data: What each loader says its data are, by name, where it does.
 
     Raises:
         CheckpointError: If a value is not JSON or the state cannot be saved; names the path.
@@ -102,6 +108,7 @@ def gather_meta(
         "ledger": ledger or {},
         "git": git_revision(),
         "numerics": numerics(),
+        "data": data or {},
     }
     check_json(meta, "meta")
     return meta
@@ -223,8 +230,8 @@ def check_json(value: Any, path: str) -> None:
 
 
 def _collect_json_problems(value: Any, path: str, depth: int, problems: list[str]) -> None:
-    if depth > _MAX_DEPTH:
-        problems.append(f"{path}: found more than {_MAX_DEPTH} levels")
+    if depth > MAX_LEVELS:
+        problems.append(f"{path}: found more than {MAX_LEVELS} levels")
     elif isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str):
@@ -236,7 +243,10 @@ def _collect_json_problems(value: Any, path: str, depth: int, problems: list[str
     elif isinstance(value, float):
         if not math.isfinite(value):
             problems.append(f"{path}: found {value!r}")
-    elif not (value is None or isinstance(value, bool | int | str)):
+    elif isinstance(value, int):
+        if value.bit_length() > _MAX_BITS:
+            problems.append(f"{path}: found a number of {value.bit_length()} bits")
+    elif not (value is None or isinstance(value, str)):
         problems.append(f"{path}: found a {type(value).__module__}.{type(value).__qualname__}")
 
 

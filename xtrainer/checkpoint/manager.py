@@ -1,7 +1,6 @@
 """How is a step written? Whole or not at all, in the background, and old ones removed after it."""
 
 import copy
-import operator
 import os
 from collections.abc import Callable
 from dataclasses import asdict
@@ -43,6 +42,7 @@ from xtrainer.checkpoint.removal import (
 )
 from xtrainer.checkpoint.snapshot import HostCopy
 from xtrainer.checkpoint.under_way import Save
+from xtrainer.counts import as_int, wanted_count
 from xtrainer.errors import (
     CheckpointError,
     CheckpointNotFoundError,
@@ -323,9 +323,9 @@ class CheckpointManager:
             require_newest(self.folder, self._run)
 
     def _check_step(self, step: int) -> int:
-        step = operator.index(step)
-        if step < 0:
-            raise CheckpointError(f"step: found {step}, expected a number >= 0.")
+        if wanted := wanted_count(step):
+            raise CheckpointError(f"step: found {step!r}, expected {wanted}.")
+        step = as_int(step)
         newer = [other for other in self.all_steps() if other >= step]
         if newer:
             raise CheckpointError(

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from xtrainer.checkpoint.items import META_KEYS
+from xtrainer.checkpoint.items import LATER_KEYS, META_KEYS
 from xtrainer.types import JSON
 
 MAX_LEAVES = 10**6
@@ -27,12 +27,12 @@ def meta_problems(meta: Mapping[str, JSON]) -> list[str]:
     Args:
         meta: As read from the file.
     """
-    missing = sorted(META_KEYS - meta.keys())
+    missing = sorted(META_KEYS - LATER_KEYS - meta.keys())
     if missing:
         return [f"found no {missing}, expected all of it"]
     problems = [
         f"{name}: found a {type(meta[name]).__name__}, expected an object"
-        for name in _MAPPINGS
+        for name in (*_MAPPINGS, *sorted(LATER_KEYS & meta.keys()))
         if not isinstance(meta[name], dict)
     ]
     count = meta["process_count"]

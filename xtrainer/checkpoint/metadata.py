@@ -5,12 +5,13 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from xtrainer.checkpoint.commit import COMMIT_FILE, FORMAT_VERSION, quick_problems, read_json
 from xtrainer.checkpoint.durable import write_json
 from xtrainer.checkpoint.items import float_from_json, float_to_json
 from xtrainer.checkpoint.meta import meta_problems
+from xtrainer.counts import MAX_COUNT, as_int, wanted_count
 from xtrainer.errors import (
     CheckpointCorruptError,
     CheckpointError,
@@ -208,6 +209,26 @@ def steps_to_keep(
     return {*newest, *(ranked + others)[:max_to_keep]}
 
 
+def checked_step(step_idx: Any) -> int | Literal["best", "latest"]:
+    """Returns what was asked for: a step, as a Python integer, ``"best"`` or ``"latest"``.
+
+    Raises:
+        CheckpointError: If it is something else.
+
+    Example:
+        >>> checked_step(7), checked_step("best")
+        (7, 'best')
+    """
+    if isinstance(step_idx, str) and step_idx in ("best", "latest"):
+        return step_idx
+    if wanted_count(step_idx):
+        raise CheckpointError(
+            f"step_idx: found {step_idx!r}, expected a step, 'best' or 'latest'. Steps are whole "
+            f"numbers from 0 to {MAX_COUNT}."
+        )
+    return as_int(step_idx)
+
+
 def find_step(folder: Path, step_idx: int | Literal["best", "latest"] = "latest") -> Path:
     """Returns the folder of one step.
 
@@ -220,10 +241,7 @@ def find_step(folder: Path, step_idx: int | Literal["best", "latest"] = "latest"
         CheckpointNotFoundError: If there is no such step; lists what is there.
         CheckpointError: If ``step_idx`` is something else, or the folder is a link.
     """
-    if isinstance(step_idx, bool) or not (
-        isinstance(step_idx, int) or step_idx in ("best", "latest")
-    ):
-        raise CheckpointError(f"step_idx: found {step_idx!r}, expected a step, 'best' or 'latest'.")
+    step_idx = checked_step(step_idx)
     folder = Path(folder).absolute()
     if is_step(folder):
         if isinstance(step_idx, int) and step_idx != step_of(folder):

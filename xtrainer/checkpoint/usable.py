@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 from xtrainer.checkpoint.commit import problems_of
 from xtrainer.checkpoint.metadata import (
     best_steps,
+    checked_step,
     find_step,
     looks_like_step,
     nothing_usable,
@@ -45,7 +46,9 @@ def choose_usable(
         CheckpointNotFoundError: If there is no such step.
         CheckpointCorruptError: If the one that was asked for is damaged.
         NoUsableCheckpointError: If there are steps, and all are damaged.
+        CheckpointError: If ``which`` is something else.
     """
+    which = checked_step(which)
     folder = Path(folder).absolute()
     if looks_like_step(folder) or isinstance(which, int):
         return Choice(_exactly(folder, which), {})

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from xtrainer.cli.drills import DRILLS, Outcome, run_drills
-from xtrainer.cli.experiment import UsageError
+from xtrainer.cli.experiment import UsageError, whole
 from xtrainer.cli.runner import RunFailed, runner_of
 from xtrainer.cli.tables import show_bytes
 
@@ -39,7 +39,7 @@ def add_parser(commands: Any) -> None:
     add("experiment", help="a Python file with get_config() and run(config)")
     for name, drill in DRILLS.items():
         add(f"--{name}", action="append_const", dest="names", const=name, help=drill.__doc__)
-    add("--save-every", type=int, default=-1, metavar="N", help="steps between checkpoints")
+    add("--save-every", type=whole, default=-1, metavar="N", help="steps between checkpoints")
     add("--seed", type=int, default=0, help="of the random steps")
     add("--keep", type=Path, metavar="FOLDER", help="keep all runs there")
     add("--limit-s", type=float, default=3600.0, help="seconds that one process may take")

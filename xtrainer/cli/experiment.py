@@ -1,5 +1,6 @@
 """What does an experiment file offer? ``get_config()`` and ``make_trainer(config, mesh=None)``."""
 
+import argparse
 import importlib.util
 import sys
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from xtrainer.config import Config, check_configs
+from xtrainer.counts import MAX_COUNT
 from xtrainer.errors import ConfigError, XTrainerError
 from xtrainer.optim import OptimizerConfig
 from xtrainer.trainer import ModelConfig, TrainerConfig, TrainerModule
@@ -22,6 +24,25 @@ _WANTED = {
     "make_trainer": "make_trainer(config, mesh=None) returning the TrainerModule, built with that "
     "mesh and an example batch, which may be of jax.ShapeDtypeStruct",
 }
+
+
+def whole(text: str) -> int:
+    """Returns what an option gives as a number of steps or the like.
+
+    Raises:
+        ArgumentTypeError: If it is no whole number, or more than any step.
+
+    Example:
+        >>> whole("12")
+        12
+    """
+    try:
+        number = int(text)
+    except ValueError:
+        number = MAX_COUNT + 1
+    if number > MAX_COUNT:
+        raise argparse.ArgumentTypeError(f"found {text!r:.40}, expected a number <= {MAX_COUNT}")
+    return number
 
 
 class UsageError(XTrainerError, ValueError):

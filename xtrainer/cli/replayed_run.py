@@ -40,25 +40,23 @@ class Replayed(BaseException):
     """Ends the run of the experiment; no error, and nobody's to catch but the command's.
 
     Args:
-        outcome: Of the replay.
+        outcome: Of the replay: an :class:`Outcome`, or what another callback has found.
     """
 
-    def __init__(self, outcome: Outcome) -> None:
+    def __init__(self, outcome: Any) -> None:
         super().__init__("The step was replayed.")
         self.outcome = outcome
 
 
-def replayed(config: Any, run_folder: Path, checkpoint: Path | None, step: int, own: Path) -> Any:
+def replayed(config: Any, watching: CallbackConfig, checkpoint: Path | None, own: Path) -> Any:
     """Returns the config of an experiment that replays a step and writes to a folder of its own.
 
     Args:
         config: Of the experiment.
-        run_folder: Of the run, which is only read.
+        watching: What ends the replay with :class:`Replayed`.
         checkpoint: Where the replay goes on; None: it begins anew.
-        step: The step.
         own: The folder of the replay.
     """
-    watching = ReplayConfig(run_folder=str(run_folder), step=step).to_dict()
     with config.unlocked():
         if config.trainer.get("logger") is not None:
             config.trainer.logger.log_path = str(own)
@@ -68,7 +66,7 @@ def replayed(config: Any, run_folder: Path, checkpoint: Path | None, step: int, 
         saving = ModelCheckpointConfig.__name__
         callbacks = [dict(callback) for callback in config.trainer.get("callbacks") or ()]
         kept = [callback for callback in callbacks if callback.get(CLASS_KEY) != saving]
-        config.trainer.callbacks = [*kept, watching]
+        config.trainer.callbacks = [*kept, watching.to_dict()]
         config.resume = "never" if checkpoint is None else str(checkpoint)
     return config
 

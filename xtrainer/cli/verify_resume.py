@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from xtrainer.cli.experiment import UsageError
+from xtrainer.cli.experiment import UsageError, whole
 from xtrainer.cli.runner import RunFailed, Runner, runner_of
 from xtrainer.testing import Difference, Fault, Journal, choose_kills, compare
 
@@ -37,9 +37,15 @@ def add_parser(commands: Any) -> None:
     )
     add = parser.add_argument
     add("experiment", help="a Python file with get_config() and run(config)")
-    add("--kills", type=int, default=3, metavar="N", help="kills at random steps (default: 3)")
-    add("--at", type=int, nargs="+", metavar="STEP", help="kill after these steps instead")
-    add("--save-every", type=int, default=-1, metavar="N", help="steps between checkpoints")
+    add(
+        "--kills",
+        type=whole,
+        default=3,
+        metavar="N",
+        help="kills at random steps (default: 3)",
+    )
+    add("--at", type=whole, nargs="+", metavar="STEP", help="kill after these steps instead")
+    add("--save-every", type=whole, default=-1, metavar="N", help="steps between checkpoints")
     add("--seed", type=int, default=0, help="of the random steps")
     add("--keep", type=Path, metavar="FOLDER", help="keep both runs there")
     add("--limit-s", type=float, default=3600.0, help="seconds that one process may take")
@@ -54,6 +60,8 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     """
     if options.kills < 1 or any(step < 1 for step in options.at or ()):
         raise UsageError("found a number below 1, expected at least one kill, after a step >= 1.")
+    if options.save_every != -1 and options.save_every < 1:
+        raise UsageError(f"--save-every: found {options.save_every}, expected a number >= 1.")
     settings = (options.experiment, overrides, options.keep, options.save_every, options.limit_s)
     with runner_of("verify-resume", *settings) as runner:
         try:

@@ -37,6 +37,7 @@ def watched(config: Any, folder: Path, journal: Path, save_every: int, fault: Fa
         config.trainer.logger.log_path = str(folder)
         config.trainer.logger.run_name = None
         config.trainer.enable_progress_bar = False
+        config.trainer.on_changed_data = "warn"  # which of them differ is told by the comparison
         callbacks = [dict(callback) for callback in config.trainer.callbacks]
         name = ModelCheckpointConfig.__name__
         saving = [callback for callback in callbacks if callback.get(CLASS_KEY) == name]

@@ -1,16 +1,21 @@
 """The base of every config: a frozen dataclass that becomes JSON and comes back unchanged."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
+
 from xtrainer.config.encode import CLASS_KEY, field_types, to_json
 from xtrainer.config.parse import ParseOptions, Parser
+from xtrainer.counts import MAX_COUNT
 from xtrainer.errors import ConfigError
 from xtrainer.types import JSON
 
 ConfigT = TypeVar("ConfigT")
+_COUNTED = re.compile(r"(^|_)(steps?|epochs?)(_|$)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +24,8 @@ class Config:
 
     A subclass states what its values must satisfy in :meth:`problems`; nothing is checked while a
     config is built, so that all mistakes of a run can be reported together by
-    :func:`check_configs`.
+    :func:`check_configs`. A whole number of NumPy becomes one of Python. A field of whole numbers
+    whose name speaks of steps or epochs is checked to be one that can be counted.
 
     Example:
         >>> @dataclass(frozen=True, kw_only=True)
@@ -28,6 +34,12 @@ class Config:
         >>> Config.from_dict(WidthConfig, WidthConfig(width=3).to_dict())
         WidthConfig(width=3)
     """
+
+    def __post_init__(self) -> None:
+        """Takes whole numbers of NumPy as those of Python, as they are written and read back."""
+        for field in dataclasses.fields(self):
+            if isinstance(value := getattr(self, field.name), np.integer):
+                object.__setattr__(self, field.name, int(value))
 
     def get(self, key: str, default: Any = None) -> Any:
         """Returns a field, or ``default`` where there is none of that name."""
@@ -109,7 +121,13 @@ def parse(config_class: type[ConfigT], data: Any, options: ParseOptions) -> Conf
     """
     parser = Parser(Config, config_classes(), options)
     name = getattr(config_class, "__name__", str(config_class))
-    value = parser.read(config_class, data, name)
+    try:
+        value = parser.read(config_class, data, name)
+    except RecursionError as error:
+        raise ConfigError(
+            f"{name}: found data that are nested too deep to be read, expected a config. Use fewer "
+            "levels of lists and mappings."
+        ) from error
     if parser.problems:
         raise ConfigError(parser.problems)
     return value
@@ -142,8 +160,24 @@ def _collect(value: Any, path: str) -> list[str]:
     if isinstance(value, Config):
         own = _wrong_types(value, path)
         if not own:  # ``problems`` may compute with the values, nested ones included
-            own = [f"{path}.{line}" for line in value.problems()]
+            own = [f"{path}.{line}" for line in [*value.problems(), *_too_many(value)]]
     return own + [line for line in _inside(value, path, _collect) if line not in own]
+
+
+def _too_many(config: Config) -> list[str]:
+    """Returns the numbers of steps and epochs that no state can count to."""
+    hints = field_types(type(config))
+    named = [(name, getattr(config, name)) for name in hints if hints[name] in (int, int | None)]
+    kwargs = getattr(config, "kwargs", None)  # of a schedule of Optax, say
+    if isinstance(kwargs, Mapping):
+        named += [(f"kwargs.{name}", value) for name, value in kwargs.items()]
+    return [
+        f"{name}: found {value}, expected a whole number <= {MAX_COUNT}."
+        for name, value in named
+        if _COUNTED.search(name.removeprefix("kwargs."))
+        and isinstance(value, int | np.integer)
+        and value > MAX_COUNT
+    ]
 
 
 def _wrong_types(value: Any, path: str) -> list[str]:

@@ -58,7 +58,10 @@ def _apply(config: "ConfigDict", name: str, argument: str) -> list[str]:
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, lock_config=False)
         values(sys.argv)
-    except (flags.Error, TypeError, ValueError, IndexError, KeyError) as error:
+    except (
+        # The last two are said of a text with too many brackets.
+        flags.Error, TypeError, ValueError, IndexError, KeyError, RecursionError, MemoryError,
+    ) as error:  # fmt: skip
         shown = redact(argument)
         if "NoneType" in str(error):
             return [

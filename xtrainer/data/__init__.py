@@ -22,6 +22,7 @@ from xtrainer.data.batch import (
     get_input,
     num_rows,
 )
+from xtrainer.data.fingerprint import array_fingerprint
 from xtrainer.data.grain import GrainLoader
 from xtrainer.data.loader import LoaderSource
 from xtrainer.data.ownership import own
@@ -38,6 +39,7 @@ __all__ = [
     "LoaderPosition",
     "LoaderSource",
     "Prefetcher",
+    "array_fingerprint",
     "batch_signature",
     "batch_spec",
     "decode_spec",

@@ -1,11 +1,14 @@
 """How are arrays in memory read in batches? Shuffled per pass, from any saved position."""
 
+import sys
 from collections.abc import Iterator
 
 import jax
 import numpy as np
 
+from xtrainer.counts import as_int, wanted_count
 from xtrainer.data.batch import num_rows
+from xtrainer.data.fingerprint import array_fingerprint
 from xtrainer.data.shard import shard_rows
 from xtrainer.errors import LoaderError
 from xtrainer.types import JSON, BatchLike, DataShard, PyTree
@@ -43,10 +46,12 @@ class ArrayLoader:
     ) -> None:
         self.arrays: PyTree = jax.tree.map(np.asarray, arrays)
         self.num_examples: int = num_rows(self.arrays)
-        if batch_size < 1 or seed < 0:
+        if wanted_count(batch_size, 1) or wanted_count(seed, 0, sys.maxsize):
             raise LoaderError(
-                f"Found batch_size={batch_size}, seed={seed}, expected batch_size >= 1, seed >= 0."
+                f"Found batch_size={batch_size!r}, seed={seed!r}, expected whole numbers: "
+                "batch_size >= 1, seed >= 0."
             )
+        batch_size, seed = as_int(batch_size), as_int(seed)
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.seed = seed
@@ -65,6 +70,7 @@ class ArrayLoader:
         self._batch = 0
         self._continue = True
         self._current: _ArrayIterator | None = None
+        self._fingerprint = ""
 
     def __len__(self) -> int:
         """Returns the number of batches of a pass.
@@ -99,6 +105,15 @@ class ArrayLoader:
             [[2, 3], []]
         """
         self._rows = shard_rows(shard, self.batch_size)
+
+    def fingerprint(self) -> str:
+        """Returns what tells the arrays from others: their number of rows, and some of them.
+
+        It is made when it is first asked for; see :func:`xtrainer.data.array_fingerprint`.
+        """
+        if not self._fingerprint:
+            self._fingerprint = f"{self.num_examples} rows, {array_fingerprint(self.arrays)}"
+        return self._fingerprint
 
     def get_state(self) -> JSON:
         """Returns the pass, and how many of its batches the newest iterator has given."""

@@ -23,6 +23,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from xtrainer.counts import MAX_COUNT, MAX_SEED, as_int, wanted_count
 from xtrainer.data.shard import shard_rows
 from xtrainer.data.stream import BatchPlan, PartReader, PartSource, SampleStream, stack
 from xtrainer.errors import LoaderError, require
@@ -107,6 +108,7 @@ class GrainLoader:
         grain = require("grain", "grain")
         num_samples = _checked_length(source)
         _check_sizes(batch_size, seed, num_epochs, num_workers, num_threads, read_ahead)
+        batch_size, seed, num_epochs = as_int(batch_size), as_int(seed), as_int(num_epochs)
         plan = BatchPlan(num_samples, batch_size, drop_remainder)
         if plan.per_epoch == 0:
             raise LoaderError(
@@ -169,6 +171,10 @@ class GrainLoader:
     def example(self) -> BatchLike:
         """Returns the first batch of the first epoch, whole, and leaves the position as it is."""
         return self._reader.read(self._plan, 0, slice(0, self.batch_size))
+
+    def fingerprint(self) -> str:
+        """Returns the number of samples: a source may give a sample anew each time it is read."""
+        return f"{self.num_samples} samples"
 
     def get_state(self) -> JSON:
         """Returns the number of the next sample, and whether the newest pass is over."""
@@ -342,9 +348,14 @@ def _check_sizes(
         "num_threads": (num_threads, 0),
         "read_ahead": (read_ahead, 0),
     }
-    wrong = [f"{name}={found}" for name, (found, bound) in least.items() if found < bound]
-    if wrong or seed >= 2**32:
+    most = {"seed": MAX_SEED}
+    wrong = [
+        f"{name}={found!r}"
+        for name, (found, bound) in least.items()
+        if wanted_count(found, bound, most.get(name, MAX_COUNT))
+    ]
+    if wrong:
         raise LoaderError(
-            f"Found {', '.join(wrong) or f'seed={seed}'} for a GrainLoader, expected batch_size "
-            "and num_epochs >= 1, a seed from 0 to 2**32 - 1, and no negative number."
+            f"Found {', '.join(wrong)} for a GrainLoader, expected whole numbers: batch_size and "
+            f"num_epochs from 1, a seed from 0 to 2**32 - 1, others from 0 to {MAX_COUNT}."
         )

@@ -1,5 +1,6 @@
 """How is a user's loader read, so that no batch is lost and its position is always known?"""
 
+import functools
 import logging
 import time
 from collections import deque
@@ -10,7 +11,7 @@ from xtrainer.data.loader_state import state_from_json, state_to_json
 from xtrainer.data.ownership import Owner
 from xtrainer.data.position import LoaderPosition
 from xtrainer.errors import LoaderError
-from xtrainer.types import JSON, BatchLike, StatefulLoader
+from xtrainer.types import JSON, BatchLike, FingerprintedLoader, StatefulLoader
 
 _LOG = logging.getLogger(__name__)
 
@@ -82,6 +83,24 @@ class LoaderSource:
     def position(self) -> LoaderPosition:
         """The place behind the last batch that was used."""
         return self._position
+
+    @functools.cached_property
+    def fingerprint(self) -> str | None:
+        """What the loader says its data are, None where it does not; asked for once.
+
+        Raises:
+            LoaderError: If that is no text.
+        """
+        loader = self.loader
+        if not isinstance(loader, FingerprintedLoader) or not callable(loader.fingerprint):
+            return None
+        found = loader.fingerprint()
+        if not isinstance(found, str):
+            raise LoaderError(
+                f"fingerprint() of the {self.name!r} loader gave a {type(found).__name__}, "
+                "expected a text. Return a version of the data, or a checksum in hexadecimal."
+            )
+        return found
 
     def peek(self) -> BatchLike:
         """Returns the next batch without using it up.

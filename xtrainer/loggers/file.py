@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from xtrainer.errors import MetricError
+from xtrainer.json_text import parse_json
 from xtrainer.loggers.base import LoggerTool, LoggerToolConfig, NullLogger, finish_all, host_floats
 from xtrainer.loggers.guarded import LATE_ROWS
 from xtrainer.loggers.lines import LineFile
@@ -245,12 +246,12 @@ def _encode_row(row: HostMetrics, step: int, mode: str, epoch: int) -> str:
 
 def _decode_row(line: str) -> dict[str, Any] | None:
     try:
-        row = json.loads(line)
+        row = parse_json(line)
         # The name of a set becomes the name of a file.
         if not _SET_NAME.fullmatch(row["set"]) or type(row["step"]) is not int:
             return None
         row["metrics"] |= {key: float(text) for key, text in row.pop("nonfinite", {}).items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
     return row
 

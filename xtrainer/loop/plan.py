@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from xtrainer.counts import MAX_COUNT, as_int, wanted_count
 from xtrainer.errors import ConfigError
 from xtrainer.state import Progress
 
@@ -71,11 +72,22 @@ class Plan:
         return self.val_every_n_epochs > 0 and epoch % self.val_every_n_epochs == 0
 
     def total_steps(self, train_length: int | None) -> int | None:
-        """Returns the steps of the whole run, where they are known."""
+        """Returns the steps of the whole run, where they are known.
+
+        Raises:
+            ConfigError: If they are more than a state can count.
+        """
         if self.num_train_steps is not None:
             return self.num_train_steps
         lengths = [n for n in (self.steps_per_epoch, train_length) if n is not None]
-        return min(lengths) * (self.num_epochs or 0) if lengths else None
+        steps = min(lengths) * (self.num_epochs or 0) if lengths else None
+        if steps is not None and steps > MAX_COUNT:
+            raise ConfigError(
+                f"train_model: found num_epochs={self.num_epochs} of {min(lengths)} steps, which "
+                f"are {steps}, expected at most {MAX_COUNT} in all. Ask for fewer epochs, or say "
+                "how many steps with num_train_steps."
+            )
+        return steps
 
     def total_epochs(self, train_length: int | None) -> int | None:
         """Returns the epochs of the whole run, where they are known."""
@@ -97,7 +109,7 @@ def make_plan(
 
     Raises:
         ConfigError: For both or neither of ``num_epochs`` and ``num_train_steps``, and for numbers
-            that are not whole or too small; all together.
+            that are not whole, too small or too large to be counted; all together.
 
     Example:
         >>> make_plan(num_train_steps=10).done(Progress(step=10))
@@ -116,18 +128,15 @@ def make_plan(
         "steps_per_epoch": steps_per_epoch,
     }
     for name, value in given.items():
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int) or value < smallest[name]:
-            problems.append(
-                f"train_model: found {name}={value!r}, expected a whole number >= {smallest[name]}."
-            )
+        wanted = None if value is None else wanted_count(value, smallest[name])
+        if wanted is not None:
+            problems.append(f"train_model: found {name}={value!r}, expected {wanted}.")
     if problems:
         raise ConfigError(problems)
     return Plan(
-        num_epochs,
-        num_train_steps,
-        steps_per_epoch,
+        as_int(num_epochs),
+        as_int(num_train_steps),
+        as_int(steps_per_epoch),
         log_every_n_steps,
         max(check_val_every_n_epoch, 0),
         max(check_val_every_n_steps, 0),

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 
 import jax
 
+from xtrainer.counts import MAX_SEED, wanted_count
+from xtrainer.errors import StepError
 from xtrainer.parallel import BatchLayout
 from xtrainer.step.precision import PrecisionConfig
 from xtrainer.types import PyTree
@@ -35,6 +37,9 @@ class StepSettings:
         remat: Modules whose activations are computed again, see ``ParallelConfig.remat``.
         remat_policy: What they keep, see ``ParallelConfig.remat_policy``.
         freeze: Patterns of the parameters for which no gradient is computed; it counts as 0.
+
+    Raises:
+        StepError: If a number is not whole, or none that can be counted.
     """
 
     accumulate_steps: int = 1
@@ -55,6 +60,17 @@ class StepSettings:
     remat: tuple[str, ...] = ()
     remat_policy: str = "nothing_saveable"
     freeze: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        limit = 1 if self.nonfinite_limit is None else self.nonfinite_limit
+        checked = {
+            "accumulate_steps": (self.accumulate_steps, wanted_count(self.accumulate_steps, 1)),
+            "nonfinite_limit": (limit, wanted_count(limit, 1)),
+            "seed_eval": (self.seed_eval, wanted_count(self.seed_eval, 0, MAX_SEED)),
+        }
+        wrong = [f"{n}: found {v!r}, expected {w}." for n, (v, w) in checked.items() if w]
+        if wrong:
+            raise StepError(" ".join(wrong))
 
     @functools.cached_property
     def in_line(self) -> bool:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from xtrainer.counts import MAX_SEED, wanted_count
 from xtrainer.errors import ConfigError
 from xtrainer.launch import is_main_process
 from xtrainer.parallel import (
@@ -105,7 +106,7 @@ def init_state(
             collections are carried along. Boxes of Flax are read for the layout and taken off.
         exmp_input: An input or its ``ShapeDtypeStruct``s; only shapes and dtypes are used.
         optimizer: Any Optax transformation.
-        seed: Seed of initialization and training.
+        seed: Seed of initialization and training, 0 to 2**32 - 1.
         mesh: The device mesh; all devices on one data axis where None.
         parallel: How parameters spread over the mesh.
         precision: ``param_dtype`` is the dtype of floating parameters; a dynamic ``loss_scale`` is
@@ -113,7 +114,7 @@ def init_state(
 
     Raises:
         ConfigError: If the model has no parameters, or metadata, rules or names of ``parallel`` do
-            not fit it.
+            not fit it; for a seed that no key can have.
         MeshError: If the mesh has an axis that ``parallel`` does not name.
 
     Example:
@@ -216,6 +217,8 @@ def _describe_state(
     parallel: ParallelConfig | None,
     precision: PrecisionConfig | None,
 ) -> _StateDescription:
+    if wanted_count(seed, 0, MAX_SEED):
+        raise ConfigError(f"seed: found {seed!r}, expected 0 <= seed < 2**32.")
     parallel = parallel or ParallelConfig()
     mesh = build_mesh(parallel) if mesh is None else mesh
     check_mesh(mesh, parallel)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from xtrainer.callbacks import CallbackConfig
 from xtrainer.config import Config
+from xtrainer.counts import MAX_COUNT, MAX_SEED, wanted_count
 from xtrainer.errors import did_you_mean
 from xtrainer.loggers import LoggerConfig
 from xtrainer.metrics import LOG_MODES
@@ -102,6 +103,10 @@ class TrainerConfig(Config):
     loader_timeout_s: float = 1800.0
     """Seconds without a batch after which the loader is taken to hang: that is an error, which says
     where in its code it stands. A warning comes before it. <= 0: wait for ever."""
+    on_changed_data: Literal["stop", "warn"] = "stop"
+    """What happens when a run goes on and a loader has other data than the checkpoint was saved in,
+    as far as loaders know theirs (``fingerprint()``). ``stop``: an error. ``warn``: the run goes on
+    with them, at the same batch, or at the first one where the position is none in these data."""
     validation_timeout_s: float = 1800.0
     """Seconds within which one batch of a validation must finish; <= 0: any."""
     save_timeout_s: float = 1800.0
@@ -121,7 +126,7 @@ class TrainerConfig(Config):
         found = []
         for name in ("seed", "seed_eval"):
             value = getattr(self, name)
-            if not 0 <= value < 2**32:  # larger seeds would be cut off silently
+            if wanted_count(value, 0, MAX_SEED):  # larger seeds would be cut off silently
                 found.append(f"{name}: found {value}, expected 0 <= seed < 2**32.")
         for name in (
             "gradient_accumulate_steps",
@@ -132,6 +137,11 @@ class TrainerConfig(Config):
         ):
             if getattr(self, name) < 1:
                 found.append(f"{name}: found {getattr(self, name)}, expected a number >= 1.")
+        if self.max_consecutive_nonfinite > MAX_COUNT:  # the guard counts them on the devices
+            value = self.max_consecutive_nonfinite
+            found.append(
+                f"max_consecutive_nonfinite: found {value}, expected a number <= {MAX_COUNT}."
+            )
         found += self._rollback_problems()
         if self.black_box_max_bytes < 0:
             value = self.black_box_max_bytes

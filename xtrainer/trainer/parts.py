@@ -110,7 +110,8 @@ class TrainerParts(TrainerSeams):
     ) -> None:
         self.trainer_config, self.model_config = trainer_config, model_config
         self.optimizer_config, self.exmp_batch = optimizer_config, batch
-        self.progress, self.sources = Progress(), Sources(trainer_config.loader_timeout_s)
+        data = (trainer_config.loader_timeout_s, trainer_config.on_changed_data)
+        self.progress, self.sources = Progress(), Sources(*data)
         self.stop_reason, self.stop_detail, self.first_step = None, "", True
         self.stop_wanted, self.setback, self.dataset, self.is_own_state = None, None, None, False
         self.row_keeper, self.restored_rows = OpenRows(), None

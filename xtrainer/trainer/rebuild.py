@@ -9,8 +9,9 @@ import optax
 
 from xtrainer.checkpoint import restore_partial
 from xtrainer.config import Config
+from xtrainer.counts import MAX_COUNT, as_int
 from xtrainer.data import batch_spec, decode_spec
-from xtrainer.errors import CheckpointNotFoundError, ConfigError
+from xtrainer.errors import BatchError, CheckpointNotFoundError, ConfigError
 from xtrainer.optim import OptimizerConfig
 from xtrainer.state import Progress
 from xtrainer.trainer.config import ModelConfig, TrainerConfig
@@ -61,8 +62,15 @@ def batch_from_meta(meta: Mapping[str, Any], exmp_input: BatchLike, batch_size: 
     """Returns the shapes of a batch: those of an example, or those that were saved.
 
     Raises:
-        BatchError: If there is no example and the saved batch was of a class of the user's.
+        BatchError: If there is no example and the saved batch was of a class of the user's, or if
+            no batch can be of that size.
     """
+    batch_size = as_int(batch_size)
+    if type(batch_size) is not int or batch_size > MAX_COUNT:
+        raise BatchError(
+            f"batch_size: found {batch_size!r}, expected a number of rows, or -1 for those "
+            "that were saved."
+        )
     spec = decode_spec(meta["batch_spec"]) if exmp_input is None else batch_spec(exmp_input)
     if batch_size < 1:
         return spec

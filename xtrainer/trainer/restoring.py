@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from xtrainer.checkpoint import read_meta
 from xtrainer.errors import CheckpointNotFoundError
-from xtrainer.trainer import rebuild, resume, saving, shared
+from xtrainer.trainer import from_dict, rebuild, resume, saving, shared
 from xtrainer.trainer.answers import TrainerAnswers
 from xtrainer.trainer.pretrained import PretrainedMap, load_mapped
 from xtrainer.trainer.view import TrainerView
@@ -75,7 +75,7 @@ class TrainerRestoring(TrainerAnswers):
         Raises:
             CheckpointError: If a leaf differs in path, shape or dtype.
         """
-        self.state = saving.restore_from_dict(self.state, state_dict)
+        self.state = from_dict.restore_state(self.state, state_dict)
         self.progress.step = int(jax.device_get(self.state.step))
 
     @staticmethod
@@ -87,7 +87,7 @@ class TrainerRestoring(TrainerAnswers):
     ) -> None:
         """Puts loaders with ``set_state`` where ``state_dict`` says, by ``train, val, test``."""
         given = {"train": train_loader, "val": val_loader, "test": test_loader}
-        saving.restore_loaders(state_dict, given)
+        from_dict.restore_loaders(state_dict, given)
 
     def load_pretrained_model(
         self,

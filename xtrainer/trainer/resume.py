@@ -7,6 +7,7 @@ from typing import Literal
 
 from xtrainer.callbacks import Callback, ModelCheckpoint
 from xtrainer.checkpoint import set_aside, steps_to_leave_out
+from xtrainer.counts import MAX_COUNT, as_int, wanted_count
 from xtrainer.errors import (
     CheckpointCorruptError,
     CheckpointError,
@@ -35,12 +36,14 @@ def resume_run(trainer: TrainerView, resume: Resume) -> None:
         CheckpointNotFoundError: If there must be a checkpoint, and there is none.
         NoUsableCheckpointError: If there are checkpoints, and none can be used.
     """
-    if isinstance(resume, bool) or not isinstance(resume, int | str | Path):
+    if isinstance(resume, str) and resume.isdecimal() and len(resume) < 20:
+        resume = int(resume)  # as a command line gives it
+    resume = as_int(resume)
+    if not isinstance(resume, str | Path) and wanted_count(resume):
         raise ConfigError(
-            f"resume: found {resume!r}, expected 'auto', 'must', 'never', a step or a folder."
+            f"resume: found {resume!r}, expected 'auto', 'must', 'never', a step or a folder. "
+            f"Steps are whole numbers from 0 to {MAX_COUNT}."
         )
-    if isinstance(resume, str) and resume.isdecimal():  # as a command line gives it
-        resume = int(resume)
     if resume != "never" and not (resume == "auto" and trainer.is_own_state):
         with watched(trainer):
             _load(trainer, resume)

@@ -10,6 +10,7 @@ import jax
 from xtrainer.callbacks import Callback, ModelCheckpoint
 from xtrainer.checkpoint import (
     CheckpointItems,
+    checked_step,
     gather_meta,
     numerics,
     read_meta,
@@ -18,16 +19,15 @@ from xtrainer.checkpoint import (
 )
 from xtrainer.config import Config
 from xtrainer.config.redact import redact
+from xtrainer.counts import as_int
 from xtrainer.data import batch_spec, encode_spec
-from xtrainer.errors import CheckpointError, CheckpointNotFoundError, ConfigError, LoaderError
+from xtrainer.errors import CheckpointError, CheckpointNotFoundError, ConfigError
 from xtrainer.loop import OpenRows
-from xtrainer.parallel import copy_tree, put_global
 from xtrainer.state import Progress, TrainState
-from xtrainer.trainer.shared import StepIndex, merge_positions, own_position
+from xtrainer.trainer.shared import StepIndex, merge_loaders, own_data, own_position
 from xtrainer.trainer.sources import Sources
 from xtrainer.trainer.view import TrainerView
-from xtrainer.tree import flatten_with_paths
-from xtrainer.types import JSON, HostMetrics, PyTree, StatefulLoader
+from xtrainer.types import JSON, HostMetrics
 
 _LOG = logging.getLogger(__name__)
 
@@ -58,10 +58,12 @@ def gather_items(
     rows = trainer.row_keeper.open_rows()
     positions = trainer.sources.positions() if save_dataloader_state else {}
     own = {name: position.to_json() for name, position in positions.items()}
+    data = trainer.sources.fingerprints() if save_dataloader_state else {}
+    loaders, data = merge_loaders(own, data)
     meta = gather_meta(
         state,
         progress=trainer.progress.to_json(),
-        loaders=merge_positions(own),
+        loaders=loaders,
         callbacks={name: c.state_dict() for name, c in _named(trainer.callbacks)},
         config=config_to_json(trainer),
         batch_spec=encode_spec(batch_spec(trainer.exmp_batch)),
@@ -70,6 +72,7 @@ def gather_items(
         loggers=rows.loggers,
         rows=rows.run,
         ledger=trainer.ledger.to_json(),
+        data=data,
     )
     return CheckpointItems(state, meta)
 
@@ -144,9 +147,10 @@ def load_step(
             state = restore_state(step_folder, trainer.state)
         progress = Progress.from_json(meta["progress"])
         positions = {n: own_position(n, p) for n, p in meta["loaders"].items()}
+        data = own_data(meta)
         _check_steps(step_folder, int(jax.device_get(state.step)), progress)
         trainer.state, trainer.progress = state, progress
-        trainer.sources.restore_later(positions, meta["process_count"])
+        trainer.sources.restore_later(positions, meta["process_count"], data)
         _load_callbacks(trainer.callbacks, meta["callbacks"])
         trainer.restored_rows = OpenRows(meta["rows"], meta["loggers"] if own else None)
         _compare_numerics(step_folder, meta["numerics"])
@@ -172,8 +176,13 @@ def delete_model(old: TrainState, kept: TrainState) -> None:
 
 
 def step_index(step_idx: StepIndex) -> StepIndex:
-    """Returns -1 as ``"latest"``, and all else as it is."""
-    return "latest" if step_idx == -1 else step_idx
+    """Returns -1 as ``"latest"``, and all else as it is, if it can be.
+
+    Raises:
+        CheckpointError: If it is no step, nor ``"latest"`` or ``"best"``.
+    """
+    step_idx = as_int(step_idx)
+    return "latest" if type(step_idx) is int and step_idx == -1 else checked_step(step_idx)
 
 
 def warn_not_found(error: CheckpointNotFoundError) -> None:
@@ -201,63 +210,13 @@ def restore_sources(sources: Sources, meta: Mapping[str, Any], given: Mapping[st
                 continue
             if full_name in saved:
                 position = own_position(full_name, saved[full_name])
-                sources.restore(loader, full_name, position, meta["process_count"])
+                data = own_data(meta).get(full_name)
+                sources.restore(loader, full_name, position, meta["process_count"], data)
             elif name == "train":
                 raise CheckpointError(
                     f"The checkpoint holds the positions of {sorted(saved)}, expected 'train'. It "
                     "was saved with save_dataloader_state=False; leave train_loader out."
                 )
-
-
-def restore_loaders(state_dict: Mapping[str, JSON], given: Mapping[str, Any]) -> None:
-    """Puts loaders into the states of a dictionary, which may hold positions or bare states.
-
-    Raises:
-        LoaderError: If a loader has no ``set_state``.
-    """
-    for name, loader in given.items():
-        if loader is None or name not in state_dict:
-            continue
-        state = state_dict[name]
-        if isinstance(state, Mapping) and set(state) == {"pass_index", "batches", "state"}:
-            state = state["state"]
-        if not isinstance(loader, StatefulLoader):
-            raise LoaderError(
-                f"The {name!r} loader is a {type(loader).__name__} without get_state() and "
-                "set_state(), so it cannot be put anywhere. Use load_data_loaders(), which can "
-                "skip batches, or give it these methods."
-            )
-        loader.set_state(state)
-
-
-def restore_from_dict(state: TrainState, state_dict: Mapping[str, Any]) -> TrainState:
-    """Returns a state with the parts of a dictionary in place of its own.
-
-    Raises:
-        CheckpointError: If ``params`` is missing, a key is unknown, or a leaf differs in path,
-            shape or dtype.
-    """
-    known = ("params", "step", "opt_state", "mutable_variables", "rng")
-    unknown = sorted(set(state_dict) - set(known))
-    if unknown or "params" not in state_dict:
-        raise CheckpointError(
-            f"The state dictionary has the keys {sorted(state_dict)}, expected 'params' and "
-            f"perhaps {list(known[1:])}."
-        )
-    problems, parts = [], {}
-    for name, part in state_dict.items():
-        old = getattr(state, name)
-        problems += _differences({name: old}, {name: part})
-        if not problems:
-            shardings = jax.tree.map(lambda x: x.sharding, old)
-            leaves = jax.tree.unflatten(jax.tree.structure(old), jax.tree.leaves(part))
-            parts[name] = copy_tree(put_global(leaves, shardings), shardings)
-    if problems:
-        raise CheckpointError(
-            "The state dictionary does not fit the trainer's state:\n  "
-            + "\n  ".join(problems[:20])
-        )
-    return state.replace(**parts)
 
 
 def _named(callbacks: list[Callback]) -> list[tuple[str, Callback]]:
@@ -291,14 +250,3 @@ def _compare_numerics(step_folder: Path, saved: Mapping[str, Any]) -> None:
             "%s was saved under other settings of JAX, so the run will not go on exactly: %s.",
             step_folder, "; ".join(sorted(changed)),
         )  # fmt: skip
-
-
-def _differences(old: PyTree, new: PyTree) -> list[str]:
-    want, have = flatten_with_paths(old), flatten_with_paths(new)
-    lines = [f"{path}: missing" for path in want if path not in have]
-    lines += [f"{path}: not in the trainer's state" for path in have if path not in want]
-    for path in want.keys() & have.keys():
-        kinds = [f"{x.dtype}{list(x.shape)}" for x in (have[path], want[path])]
-        if kinds[0] != kinds[1]:
-            lines.append(f"{path}: found {kinds[0]}, expected {kinds[1]}")
-    return lines

@@ -1,6 +1,6 @@
 """What must be one thing on every process? Configs, the chosen step, the loaders' positions."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -91,14 +91,45 @@ _ERRORS = {
 }
 
 
-def merge_positions(own: Mapping[str, JSON]) -> dict[str, JSON]:
-    """Returns the positions of all processes: one where they are equal, else one for each."""
-    positions = gather(own, "positions of the loaders")
+def merge_loaders(
+    positions: Mapping[str, JSON], data: Mapping[str, JSON]
+) -> tuple[dict[str, JSON], dict[str, JSON]]:
+    """Returns what all processes say of the loaders: one thing where it is equal, else each.
+
+    Args:
+        positions: Of this process, by name.
+        data: What it has, by name.
+    """
+    said = gather([positions, data], "positions of the loaders")
+    first, second = ([parts[i] for parts in said] for i in range(2))
+    return _merged(first), _merged(second)
+
+
+def _merged(parts: Sequence[Mapping[str, JSON]]) -> dict[str, JSON]:
     merged: dict[str, JSON] = {}
-    for name in positions[0]:
-        each = [part.get(name) for part in positions]
+    for name in parts[0]:
+        each = [part.get(name) for part in parts]
         merged[name] = each[0] if each.count(each[0]) == len(each) else {"per_process": each}
     return merged
+
+
+def own_data(meta: Mapping[str, JSON]) -> dict[str, str]:
+    """Returns the data that this process's loaders had, as far as the checkpoint says.
+
+    Raises:
+        CheckpointError: If that is not what was saved.
+    """
+    found = {}
+    for name, said in meta.get("data", {}).items():
+        each = said.get("per_process") if isinstance(said, Mapping) else [said] * process_count()
+        if not isinstance(each, list) or not all(isinstance(one, str | None) for one in each):
+            raise CheckpointError(
+                f"Found {said!r:.80} as the data of the {name!r} loader, expected a text. The "
+                "checkpoint is damaged; use another step."
+            )
+        if len(each) == process_count() and None not in each:  # for all processes, or for none
+            found[name] = each[process_index()]
+    return found
 
 
 def own_position(name: str, saved: JSON) -> LoaderPosition:

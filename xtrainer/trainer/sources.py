@@ -2,11 +2,11 @@
 
 import logging
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from xtrainer.data import LoaderPosition, LoaderSource
 from xtrainer.errors import LoaderError
-from xtrainer.launch import process_count
+from xtrainer.launch import gather_results, process_count
 from xtrainer.types import BatchLike, DataShard, ShardedLoader
 
 _LOG = logging.getLogger(__name__)
@@ -20,15 +20,20 @@ class Sources:
 
     Args:
         timeout_s: Seconds to wait for a batch at most; 0 or less: for ever.
+        on_changed_data: See ``TrainerConfig``.
 
     Attributes:
         shard: Which part of every batch this process reads; loaders with ``set_shard`` are told.
     """
 
-    def __init__(self, timeout_s: float = 0.0) -> None:
+    def __init__(
+        self, timeout_s: float = 0.0, on_changed_data: Literal["stop", "warn"] = "stop"
+    ) -> None:
         self.timeout_s = timeout_s
+        self.on_changed_data = on_changed_data
         self._current: dict[str, LoaderSource] = {}
         self._waiting: dict[str, LoaderPosition] = {}
+        self._data: Mapping[str, str] = {}
         self._saved_by = 1
         self.shard = DataShard()
 
@@ -36,8 +41,9 @@ class Sources:
         """Returns the source of a loader, put where a restored checkpoint says it was.
 
         Raises:
-            LoaderError: If the loader cannot be iterated, or its saved position is worth nothing
-                for this number of processes.
+            LoaderError: If the loader cannot be iterated, its data are others than those of the
+                saved position, or that is worth nothing for this number of processes.
+            PeerError: If the data are others on another process.
         """
         if isinstance(loader, LoaderSource):
             return loader
@@ -48,7 +54,7 @@ class Sources:
             source.timeout_s = self.timeout_s
         if name in self._waiting:
             self._check_processes(loader, name, self._saved_by)
-            source.restore(self._waiting.pop(name))
+            self._put(source, self._waiting.pop(name), self._data.get(name))
         return source
 
     def of_sets(self, loaders: Any, mode: str) -> dict[str | None, LoaderSource]:
@@ -88,7 +94,17 @@ class Sources:
             if name == "train" or source.position.state is not None
         }
 
-    def restore_later(self, positions: Mapping[str, LoaderPosition], saved_by: int) -> None:
+    def fingerprints(self) -> dict[str, str]:
+        """Returns what the loaders whose positions are saved say of their data, where they do."""
+        said = {name: self._current[name].fingerprint for name in self.positions()}
+        return {name: data for name, data in said.items() if data is not None}
+
+    def restore_later(
+        self,
+        positions: Mapping[str, LoaderPosition],
+        saved_by: int,
+        data: Mapping[str, str] | None = None,
+    ) -> None:
         """Keeps the training position for the loader that the next call brings.
 
         An evaluation begins a new pass; its position matters only to ``load_data_loaders``.
@@ -96,18 +112,71 @@ class Sources:
         Args:
             positions: By name.
             saved_by: How many processes the run had that saved them.
+            data: The data that they are positions in, where that is known.
         """
-        self._saved_by = saved_by
+        self._saved_by, self._data = saved_by, data or {}
         self._waiting = {n: position for n, position in positions.items() if n == "train"}
 
     def restore(
-        self, loader: Iterable[BatchLike], name: str, position: LoaderPosition, saved_by: int
+        self,
+        loader: Iterable[BatchLike],
+        name: str,
+        position: LoaderPosition,
+        saved_by: int,
+        data: str | None = None,
     ) -> None:
         """Puts a loader where it was; what waits for a loader of that name is dropped.
 
         Raises:
-            LoaderError: If the position is worth nothing for this number of processes.
+            LoaderError: If the loader's data are others than those of the position, or that is
+                worth nothing for this number of processes.
+            PeerError: If the data are others on another process.
         """
         self._check_processes(loader, name, saved_by)
         self._waiting.pop(name, None)
-        self.of(loader, name).restore(position)
+        self._put(self.of(loader, name), position, data)
+
+    def _put(self, source: LoaderSource, position: LoaderPosition, data: str | None) -> None:
+        """Puts a loader where it was, in the data that it was in, or in others if they may be."""
+        if data is None:
+            source.restore(position)
+            return
+        # The fingerprint was known on all processes, or on none, so that all are in this.
+        others = gather_results(lambda: self._is_changed(source, data), f"data of {source.name!r}")
+        if not any(others):
+            source.restore(position)
+        elif any(gather_results(lambda: _refuses(source, position), f"place in {source.name!r}")):
+            _LOG.warning("The %r loader begins with its first batch.", source.name)
+            source.restore(LoaderPosition())
+
+    def _is_changed(self, source: LoaderSource, data: str) -> bool:
+        """Says whether a loader has other data.
+
+        Raises:
+            LoaderError: If it has, and may not.
+        """
+        found = source.fingerprint
+        if found is None or found == data:
+            return False
+        text = (
+            f"The data of the {source.name!r} loader have changed: found {found}, expected {data}, "
+            "in which the checkpoint was saved."
+        )
+        if self.on_changed_data == "stop":
+            raise LoaderError(
+                f"{text} Use the data of that run, set TrainerConfig(on_changed_data='warn') to go "
+                "on with these, or take the model alone (load_pretrained_model with "
+                "load_optimizer=False)."
+            )
+        _LOG.warning("%s The run goes on with them.", text)
+        return True
+
+
+def _refuses(source: LoaderSource, position: LoaderPosition) -> bool:
+    """Puts a loader with other data where it was; says whether there is no such place in them."""
+    try:
+        source.restore(position)
+    except LoaderError as error:
+        _LOG.warning("%s", error)
+        return True
+    return False

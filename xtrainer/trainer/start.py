@@ -137,6 +137,7 @@ def _rows_ahead(trainer: TrainerView, source: LoaderSource) -> int | None:
 
 def _check(trainer: TrainerView, plan: Plan, loaders: Loaders) -> dict[str, JSON]:
     """Checks the first batches; returns what must be the same on every process."""
+    plan.total_steps(loaders.train.length)  # which refuses more than can be counted
     if not plan.done(trainer.progress):
         _check_first_batch(trainer, loaders.train)
         for source in loaders.val.values():

@@ -249,6 +249,15 @@ def folder_in_use(stage: Stage, own: member.Member, who: str, name: str) -> Any:
             lock.release()
 
 
+def other_data(stage: Stage, own: member.Member, who: str, name: str) -> Any:
+    stage.begin(own, name).train_model(stage.loader(), num_train_steps=2)
+    loader = stage.loader()
+    if own.is_one_of(who):
+        arrays = {key: leaf[::-1] for key, leaf in loader.arrays.items()}
+        loader = xt.ArrayLoader(arrays, batch_size=BATCH, shuffle=True, seed=5)
+    return train(own, stage.begin(own, name), name, loader, num_train_steps=4)
+
+
 def scalar_loss(stage: Stage, own: member.Member, who: str, name: str) -> Any:
     rows = BATCH // stage.shard.count
     last = rows - 2 if own.is_one_of(who) else rows
@@ -285,6 +294,7 @@ SCENARIOS: dict[str, Scenario] = {
     "plan": other_plan,
     "step": other_step,
     "folder": folder_in_use,
+    "data": other_data,
     "scalar": scalar_loss,
 }
 
