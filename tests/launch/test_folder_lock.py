@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -76,7 +77,19 @@ def test_a_lock_of_the_same_process_counts_and_can_be_released(tmp_path: Path) -
     FolderLock(tmp_path / "new" / "folder").release()
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"x" * 10_000])
+NO_HOLDERS = [b"", b"{", b"[]", b"\xff", b"x" * 10_000, b"[" * 4096, b"9" * 4096]
+
+
+@pytest.mark.parametrize("content", NO_HOLDERS)
+def test_whatever_stands_in_the_file_of_another_it_is_told_of(
+    tmp_path: Path, holder: Any, content: bytes
+) -> None:
+    (tmp_path / LOCK_FILE).write_bytes(content)
+    with pytest.raises(FolderInUseError, match="in use by another process"):
+        FolderLock(tmp_path)
+
+
+@pytest.mark.parametrize("content", NO_HOLDERS)
 def test_whatever_stands_in_the_file_is_no_hindrance(tmp_path: Path, content: bytes) -> None:
     (tmp_path / LOCK_FILE).write_bytes(content)
     with FolderLock(tmp_path):

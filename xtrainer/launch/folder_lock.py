@@ -18,6 +18,7 @@ import weakref
 from pathlib import Path
 
 from xtrainer.errors import FolderInUseError
+from xtrainer.json_text import parse_json
 
 LOCK_FILE = "RUN.lock"
 _LOG = logging.getLogger(__name__)
@@ -134,7 +135,7 @@ def _write_holder(file: int) -> None:
 
 def _holder(file: int) -> str:
     try:
-        said = json.loads(os.pread(file, 4096, 0))
+        said = parse_json(os.pread(file, 4096, 0))
         here = said["pid"] == os.getpid() and said["host"] == socket.gethostname()
         who = f"process {said['pid']} on {said['host']!r} since {said['since']}"
         return f"{who}, which is this one" if here else who
