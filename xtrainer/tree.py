@@ -1,6 +1,7 @@
 """How are the leaves of a tree named and counted?"""
 
 import fnmatch
+import functools
 import math
 import re
 from collections.abc import Callable
@@ -83,6 +84,11 @@ def _shard_bytes(leaf: Any) -> int:
 def _leaf_bytes(leaf: Any) -> int:
     size = int(np.prod(leaf.shape, dtype=np.int64))
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.eval_shape(jax.random.key_data, leaf)
-        size = int(np.prod(leaf.shape, dtype=np.int64))
+        return size * _key_bytes(leaf.dtype)
     return size * np.dtype(leaf.dtype).itemsize
+
+
+@functools.cache  # what JAX keeps of each call of eval_shape it keeps for good
+def _key_bytes(dtype: Any) -> int:
+    data = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct((), dtype))
+    return data.size * np.dtype(data.dtype).itemsize
