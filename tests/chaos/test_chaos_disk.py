@@ -25,6 +25,8 @@ SIZE = 4 * 2**20
 WIDTH = 2048
 """So that the largest file of a step is larger than what is logged."""
 PAUSE_S = 0.05
+MANY = 100
+"""Steps that a run does not come to which ends with a failed save."""
 
 
 def settle(folder: Path) -> None:
@@ -171,7 +173,7 @@ def test_a_run_that_may_lose_no_save_ends_at_once(
     config = saving(disk, every, max_to_keep=None, enable_async_checkpointing=asynchronous)
     trainer = stage.begin(before, config, after, folder=tmp_path / "run")
     with pytest.raises(CheckpointWriteError, match=r"save of step 8 failed.*Free there: [\d,]+"):
-        train(trainer, 1000)
+        train(trainer, MANY)
     if asynchronous:
         assert trainer.global_step <= failed_at[0] + trainer.trainer_config.max_steps_in_flight
     else:
@@ -193,7 +195,7 @@ def test_more_failures_than_allowed_end_the_run(
     config = saving(disk, max_to_keep=None, max_failed_saves=2)
     trainer = stage.begin(acting({FULL_AT: disk.fill}), config, folder=tmp_path / "run")
     with pytest.raises(CheckpointWriteError, match=f"save of step {FULL_AT + 2} failed"):
-        train(trainer, 1000)
+        train(trainer, MANY)
     assert FULL_AT + 2 <= trainer.global_step <= FULL_AT + 4
     folder = disk.folder / "checkpoints"
     assert list_steps(folder) == list(range(1, FULL_AT))
