@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import tempfile
+from typing import Any
 
 _FLAG = "--xla_force_host_platform_device_count"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -44,3 +45,12 @@ def pytest_unconfigure() -> None:
     note_end_of_run(0)
     if _CACHE is not None:
         shutil.rmtree(_CACHE, ignore_errors=True)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Shows what tests have recorded as ``table``."""
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            for name, value in getattr(report, "user_properties", ()):
+                if name == "table" and getattr(report, "when", "") == "call":
+                    terminalreporter.write_line(f"\n{value}")

@@ -12,7 +12,7 @@ import chaos_zoo
 import mutants
 import pytest
 
-pytestmark = pytest.mark.chaos
+pytestmark = pytest.mark.slow  # of the tests themselves: once before a release
 
 CHAOS = Path(__file__).parent
 FINDS = {
