@@ -57,9 +57,10 @@ class ModelCheckpointConfig(CallbackConfig):
     save_on_start: bool = False
     """Save before the first step, where no checkpoint of it is there."""
     save_on_exception: bool = True
-    """Save the last good step when an error ends the run, so that none is lost; of a single process
-    only, since others may be gone. Not after a failed save, nor when a program is to end at once
-    (KeyboardInterrupt, SystemExit)."""
+    """Save the last good step when an error ends the run, so that none is lost; with several
+    processes only where all have heard of it and left the run at one step, since others may be
+    gone. Not after a failed save, nor when a program is to end at once (KeyboardInterrupt,
+    SystemExit)."""
     compare_replicas: bool = False
     """Before each save, compare what the devices of a process hold of the same part of each array.
     Where they differ a device has lost or computed something wrongly: that is an error, and not
@@ -233,7 +234,8 @@ class ModelCheckpoint(Callback):
             note_failed_start(self.folder, step)
         can_be = isinstance(error, Exception) and not isinstance(error, CheckpointError)
         has_begun = self._start is not None and step > 0
-        wanted = self.config.save_on_exception and can_be and process_count() == 1
+        together = process_count() == 1 or self.trainer.may_save_failed
+        wanted = self.config.save_on_exception and can_be and together
         if wanted and has_begun and step != self._saved_step:
             self._save(None, step)
             self._open().wait()

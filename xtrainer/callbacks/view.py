@@ -28,6 +28,8 @@ class CallbackTrainer(Protocol):
     progress: Progress
     mesh: Mesh
     dataset: Any
+    may_save_failed: bool
+    """Whether a run that has failed can be saved: all processes have left it at one step."""
 
     @property
     def trainer_config(self) -> Timeouts:

@@ -20,7 +20,7 @@ from xtrainer.data import (
     num_rows,
     peek_ahead,
 )
-from xtrainer.errors import LoaderError, PeerError
+from xtrainer.errors import CheckpointError, LoaderError, PeerError
 from xtrainer.launch import gather, gather_results, peers, raise_for_peers
 from xtrainer.loop.stop import StopReason
 from xtrainer.loop.view import Preparer
@@ -40,6 +40,7 @@ class Together:
     def __init__(self) -> None:
         self.several = jax.process_count() > 1
         self.error: Exception | None = None
+        self.may_save = False  # all have ended at one step, and none because a save has failed
         self.last = False  # this process has said that its pass is over
 
     def fail(self, error: Exception) -> None:
@@ -95,11 +96,13 @@ class Together:
         own = {
             "stop": _encoded(stop),
             "error": text,
+            "saves": not isinstance(self.error, CheckpointError),
             "batches": position.batches,
             "last": self.last,
         }
         said = gather(own, "why the run ends")
         peers.settle()  # all have left the steps: nobody needs to be ended
+        self.may_save = all(s["saves"] for s in said)
         if self.error is not None:
             raise self.error
         raise_for_peers({i: s["error"] for i, s in enumerate(said) if s["error"] is not None})

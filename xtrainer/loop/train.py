@@ -312,7 +312,11 @@ class _Run:
         self.windows.rewind(moment.step)
         if limit is None or not halted:
             wish = trainer.stop_wanted
-            trainer.end_run(*self.together.conclude(newest, wish, moment.position))
+            try:
+                trainer.end_run(*self.together.conclude(newest, wish, moment.position))
+            except Exception:
+                trainer.may_save_failed = self.together.may_save
+                raise
             return
         first, last = report.first, report.first + limit - 1
         steps = f"Step {last} was" if limit == 1 else f"Steps {first} to {last} were"

@@ -98,6 +98,7 @@ class LoopTrainer(Protocol):
     progress: Progress
     stop_reason: StopReason | None
     stop_wanted: tuple[StopReason, str] | None
+    may_save_failed: bool
     setback: Setback | None
     first_step: bool
     ledger: Ledger

@@ -83,6 +83,7 @@ class TrainerParts(TrainerSeams):
     restored_rows: OpenRows | None
     interrupts: Interrupts
     black_box: Watcher
+    may_save_failed: bool
     is_own_state: bool
     """Whether the state comes from this run: trained here, or loaded from its own folder."""
 
@@ -114,7 +115,7 @@ class TrainerParts(TrainerSeams):
         self.progress, self.sources = Progress(), Sources(*data)
         self.stop_reason, self.stop_detail, self.first_step = None, "", True
         self.stop_wanted, self.setback, self.dataset, self.is_own_state = None, None, None, False
-        self.row_keeper, self.restored_rows = OpenRows(), None
+        self.row_keeper, self.restored_rows, self.may_save_failed = OpenRows(), None, False
         self.interrupts = Interrupts(enabled=False)
         self.black_box = BlackBox(cast(TrainerView, self))
         peers.watch()  # also where the program has joined the processes without xtrainer

@@ -39,6 +39,7 @@ def train(
         Exception: What the loader, a callback, a logger or the step raised.
     """
     trainer.stop_reason, trainer.stop_detail, trainer.stop_wanted = None, "", None
+    trainer.may_save_failed = False
     enabled = trainer.trainer_config.handle_signals
     try:
         with (
