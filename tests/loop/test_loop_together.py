@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from xtrainer.data import LoaderPosition, LoaderSource, batch_spec, encode_spec
-from xtrainer.errors import LoaderError, PeerError
+from xtrainer.errors import CheckpointError, LoaderError, PeerError
 from xtrainer.loop import StopReason, together
 from xtrainer.loop.together import (
     Together,
@@ -47,7 +47,8 @@ def two(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
 
 
 def says(**values: Any) -> dict[str, Any]:
-    return {"stop": None, "error": None, "batches": 4, "last": False, **values}
+    told = {"stop": None, "error": None, "saves": True, "batches": 4, "last": False}
+    return {**told, **values}
 
 
 def test_a_process_alone_says_nothing_and_raises_its_errors() -> None:
@@ -131,6 +132,27 @@ def test_the_error_of_another_outranks_a_stop(two: Any, ended: int) -> None:
     two.others = says(error="ValueError: broken")
     with pytest.raises(PeerError, match=r"(?s)process 1 has failed:.*ValueError: broken"):
         conclude(Together(), ended, (StopReason.REQUESTED, ""))
+
+
+@pytest.mark.parametrize(
+    ("error", "saves", "may"),
+    [
+        (None, True, True),
+        (ValueError("broken"), True, True),
+        (CheckpointError("not saved"), True, False),
+        (None, False, False),
+    ],
+)
+def test_all_save_after_an_error_unless_a_save_is_what_failed(
+    two: Any, error: Exception | None, saves: bool, may: bool
+) -> None:
+    here, two.others = Together(), says(error="ValueError: broken", saves=saves)
+    if error is not None:
+        here.fail(error)
+    assert not here.may_save
+    with pytest.raises((PeerError, ValueError, CheckpointError)):
+        conclude(here, FAIL)
+    assert here.may_save == may
 
 
 def test_an_uneven_end_says_who_has_more(two: Any) -> None:
