@@ -115,14 +115,22 @@ def learns(trainer: Any) -> Any:
     return zoo.host((trainer.state.params, trainer.state.opt_state))
 
 
+@pytest.fixture(scope="module")
+def clean(
+    trainers: dict[str, probes.Repeatable], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Any, Any]:
+    """What has been learned before the bad batch, and in the end without it."""
+    folder, stage = tmp_path_factory.mktemp("clean"), trainers["stop"]
+    good = [n for n in range(1, STEPS + 1) if n != BAD]
+    before = learns(train(stage, folder / "before", "", range(1, 10), BAD - 1))
+    return before, learns(train(stage, folder / "without", "", good, STEPS - 1))
+
+
 @pytest.mark.parametrize("what", [*PLACES, *(name for name in FLAGS if name != "a metric")])
 def test_the_state_takes_nothing_of_it(
-    trainers: dict[str, probes.Repeatable], tmp_path: Path, what: str
+    trainers: dict[str, probes.Repeatable], clean: tuple[Any, Any], tmp_path: Path, what: str
 ) -> None:
-    good = [n for n in range(1, STEPS + 1) if n != BAD]
-    before = learns(train(trainers["stop"], tmp_path / "before", "", range(1, 10), BAD - 1))
-    without = learns(train(trainers["stop"], tmp_path / "without", "", good, STEPS - 1))
-
+    before, without = clean
     stopped = train(trainers["stop"], tmp_path / "stop", what, range(1, STEPS + 1), STEPS)
     assert (stopped.stop_reason, stopped.global_step) == (StopReason.NONFINITE, BAD - 1)
     zoo.assert_same(learns(stopped), before)

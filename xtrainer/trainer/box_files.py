@@ -45,7 +45,7 @@ def describe_batch(batch: BatchLike) -> list[dict[str, JSON]]:
         for path, x in leaves.items()
         if x.size and not jnp.issubdtype(x.dtype, _KEY) and not np.issubdtype(x.dtype, np.complex64)
     }
-    numbers = jax.device_get(jax.jit(lambda tree: jax.tree.map(_statistics, tree))(measured))
+    numbers = jax.device_get(_all_statistics(measured))
     said: list[dict[str, JSON]] = []
     for path, leaf in leaves.items():
         entry: dict[str, JSON] = {"path": path, "dtype": str(leaf.dtype), "shape": [*leaf.shape]}
@@ -58,6 +58,11 @@ def describe_batch(batch: BatchLike) -> list[dict[str, JSON]]:
                 entry[name] = float(value) if counts["finite"] else None
         said.append(entry)
     return said
+
+
+@jax.jit
+def _all_statistics(arrays: dict[str, jax.Array]) -> dict[str, dict[str, jax.Array]]:
+    return jax.tree.map(_statistics, arrays)
 
 
 def _statistics(x: jax.Array) -> dict[str, jax.Array]:
