@@ -115,7 +115,7 @@ def test_a_changed_run_does_no_harm(quick: dict[str, dict[str, Any]], name: str)
     assert faults(quick[name]) == []
 
 
-@pytest.mark.chaos
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REST)
 def test_every_changed_run_does_no_harm(rest: dict[str, dict[str, Any]], name: str) -> None:
     assert faults(rest[name]) == []
