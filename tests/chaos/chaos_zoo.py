@@ -173,8 +173,7 @@ class Campaign:
                 if kind == "time":
                     wait_for_training(process)
                 if timed:
-                    time.sleep(float(delay))
-                    process.kill()
+                    _kill_after(process, float(delay))
                 process.communicate(timeout=TIMEOUT_S)
             finally:
                 process.kill()
@@ -211,6 +210,13 @@ def wait_for_training(process: "subprocess.Popen[str]") -> None:
     if process.stdout is not None:
         while process.stdout.readline() not in ("training\n", ""):
             pass
+
+
+def _kill_after(process: "subprocess.Popen[str]", delay: float) -> None:
+    """Reads what a job prints until it is killed: a full pipe would hold it up."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.communicate(timeout=delay)
+    process.kill()
 
 
 def environ(plan: str, devices: int, folder: Path) -> dict[str, str]:
