@@ -58,10 +58,11 @@ class SignalCampaign(chaos_zoo.Campaign):
         return process.returncode, process.pid
 
     def came_late(self, folder: Path, name: str, members: Sequence[subprocess.Popen[str]]) -> bool:
-        """Says whether a signal has met a process whose training had ended already."""
+        """Says whether a signal has met a process that had no step left to take."""
         for index, member in enumerate(members):
-            said = [x["what"] for x in chaos_zoo.journal(folder, index) if x["pid"] == member.pid]
-            if name and member.returncode == -signal.Signals[name] and "trained" in said:
+            said = [x for x in chaos_zoo.journal(folder, index) if x["pid"] == member.pid]
+            ended = max((line["step"] for line in said), default=0) == self.job.steps
+            if name and member.returncode == -signal.Signals[name] and ended:
                 return True
         return False
 
