@@ -191,7 +191,11 @@ class Campaign:
         if code != 0:
             problems.append(f"{folder.name}: ended with {code} after {begun}\n{tail(folder)}")
             return
-        problems += [f"{folder.name}: {t}" for t in differences(self.reference, record_of(folder))]
+        problems += [f"{folder.name}: {text}" for text in self.compared(folder)]
+
+    def compared(self, folder: Path) -> list[str]:
+        """Returns how a run that has ended differs from the reference."""
+        return differences(self.reference, record_of(folder))
 
     def _start_once_more(self, folder: Path) -> None:
         """Starts a run that has ended: nothing is left to do."""
@@ -201,7 +205,7 @@ class Campaign:
         if code != 0 or said != ["start", "training", "trained", "end"]:
             self.report.problems.append(f"a start after the end: {code}, {said}\n{tail(folder)}")
             return
-        texts = differences(self.reference, record_of(folder))
+        texts = self.compared(folder)
         self.report.problems += [f"after a start without a step: {text}" for text in texts]
 
 

@@ -57,6 +57,18 @@ class SignalCampaign(chaos_zoo.Campaign):
         self.note(folder, plan, process.returncode, sent)
         return process.returncode, process.pid
 
+    def compared(self, folder: Path) -> list[str]:
+        """Returns how a run differs; the save of a signal may be kept in place of an older one."""
+        record, want = chaos_zoo.record_of(folder), self.reference["kept"]
+        asked = {str(x["step"]) for x in chaos_zoo.journal(folder) if x["what"] == "trained"}
+        added = sorted(set(record["kept"]) - set(want), key=int)
+        lacking = sorted(set(want) - set(record["kept"]), key=int)
+        pairs = list(zip(added, lacking, strict=False))
+        newer = len(added) == len(lacking) and all(int(a) > int(b) for a, b in pairs)
+        if newer and set(added) <= asked:
+            record["kept"] = want
+        return chaos_zoo.differences(self.reference, record)
+
     def came_late(self, folder: Path, name: str, members: Sequence[subprocess.Popen[str]]) -> bool:
         """Says whether a signal has met a process that had no step left to take."""
         for index, member in enumerate(members):
