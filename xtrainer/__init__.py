@@ -28,6 +28,7 @@ with epy.lazy_api_imports(globals()):
         ProgressBarConfig,
         ThroughputConfig,
     )
+    from xtrainer.checkpoint import find_last_checkpoint
     from xtrainer.config import Config, check_configs, parse_config
     from xtrainer.data import ArrayLoader, Batch, GrainLoader, prefetch
     from xtrainer.errors import ConfigError, XTrainerError
@@ -45,7 +46,13 @@ with epy.lazy_api_imports(globals()):
     from xtrainer.loop import StopReason
     from xtrainer.optim import OptimizerConfig, SchedulerConfig, build_optimizer, build_schedule
     from xtrainer.parallel import ParallelConfig, PipelinedStack, build_mesh, constrain_batch
-    from xtrainer.registry import register_model
+    from xtrainer.registry import (
+        import_folder,
+        register_model,
+        register_optimizer,
+        register_schedule,
+        safe_types,
+    )
     from xtrainer.state import Progress, TrainState
     from xtrainer.step import PrecisionConfig, StepSettings, make_eval_step, make_train_step
     from xtrainer.trainer import (
@@ -99,6 +106,8 @@ __all__ = [
     "build_schedule",
     "check_configs",
     "constrain_batch",
+    "find_last_checkpoint",
+    "import_folder",
     "init_state",
     "initialize",
     "is_main_process",
@@ -108,4 +117,7 @@ __all__ = [
     "prefetch",
     "read_metrics",
     "register_model",
+    "register_optimizer",
+    "register_schedule",
+    "safe_types",
 ]
