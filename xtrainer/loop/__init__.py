@@ -6,6 +6,7 @@ Synopsis:
 """
 
 from xtrainer.loop.agenda import Agenda, every
+from xtrainer.loop.always import failed_after
 from xtrainer.loop.evaluate import evaluate_loader, run_evaluation
 from xtrainer.loop.feed import no_batch
 from xtrainer.loop.ledger import Ledger
@@ -35,6 +36,7 @@ __all__ = [
     "agree_on_first_batch",
     "evaluate_loader",
     "every",
+    "failed_after",
     "make_plan",
     "no_batch",
     "run_evaluation",
