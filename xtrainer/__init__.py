@@ -43,7 +43,7 @@ with epy.lazy_api_imports(globals()):
         WandBLoggerConfig,
         read_metrics,
     )
-    from xtrainer.loop import StopReason
+    from xtrainer.loop import StopReason, TrainingUnit
     from xtrainer.optim import OptimizerConfig, SchedulerConfig, build_optimizer, build_schedule
     from xtrainer.parallel import ParallelConfig, PipelinedStack, build_mesh, constrain_batch
     from xtrainer.registry import (
@@ -99,6 +99,7 @@ __all__ = [
     "TrainState",
     "TrainerConfig",
     "TrainerModule",
+    "TrainingUnit",
     "WandBLoggerConfig",
     "XTrainerError",
     "build_mesh",

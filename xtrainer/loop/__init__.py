@@ -15,6 +15,7 @@ from xtrainer.loop.setback import Setback
 from xtrainer.loop.stop import StopReason
 from xtrainer.loop.together import agree_on_end, agree_on_first_batch
 from xtrainer.loop.train import Loaders, run_training
+from xtrainer.loop.unit import TrainingUnit
 from xtrainer.loop.view import LoopTrainer, OpenRows, RowKeeper, StepHook, Watcher
 from xtrainer.loop.watchdog import Limits, Watchdog
 
@@ -30,6 +31,7 @@ __all__ = [
     "Setback",
     "StepHook",
     "StopReason",
+    "TrainingUnit",
     "Watchdog",
     "Watcher",
     "agree_on_end",
