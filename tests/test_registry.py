@@ -56,7 +56,7 @@ def test_names_are_listed_in_order(registry: Registry) -> None:
     registry.register("circle")(str)
     assert list(registry) == ["circle", "square"]
     assert "circle" in registry
-    assert repr(registry) == "Registry('shape': circle, square)"
+    assert repr(registry) == "Registry('shape': circle = builtins.str, square = builtins.int)"
 
 
 def test_register_model_files_the_class_and_returns_it() -> None:
@@ -65,3 +65,20 @@ def test_register_model_files_the_class_and_returns_it() -> None:
 
     assert isinstance(Model, type)
     assert models.get("test_registry_model") is Model
+
+
+def test_many_names_are_shown_one_a_line_with_what_they_stand_for(registry: Registry) -> None:
+    for number in range(3):
+        registry.register(f"net{number}")(Registry)
+    assert repr(registry).splitlines() == [
+        "Registry('shape':",
+        "  net0 = xtrainer.registry.Registry",
+        "  net1 = xtrainer.registry.Registry",
+        "  net2 = xtrainer.registry.Registry",
+        "  square = builtins.int",
+        ")",
+    ]
+
+
+def test_an_empty_table_says_so() -> None:
+    assert repr(Registry("shape")) == "Registry('shape': empty)"

@@ -28,6 +28,7 @@ with epy.lazy_api_imports(globals()):
         ProgressBarConfig,
         ThroughputConfig,
     )
+    from xtrainer.checkpoint import find_last_checkpoint
     from xtrainer.config import Config, check_configs, parse_config
     from xtrainer.data import ArrayLoader, Batch, GrainLoader, prefetch
     from xtrainer.errors import ConfigError, XTrainerError
@@ -42,10 +43,16 @@ with epy.lazy_api_imports(globals()):
         WandBLoggerConfig,
         read_metrics,
     )
-    from xtrainer.loop import StopReason
+    from xtrainer.loop import StopReason, TrainingUnit
     from xtrainer.optim import OptimizerConfig, SchedulerConfig, build_optimizer, build_schedule
     from xtrainer.parallel import ParallelConfig, PipelinedStack, build_mesh, constrain_batch
-    from xtrainer.registry import register_model
+    from xtrainer.registry import (
+        import_folder,
+        register_model,
+        register_optimizer,
+        register_schedule,
+        safe_types,
+    )
     from xtrainer.state import Progress, TrainState
     from xtrainer.step import PrecisionConfig, StepSettings, make_eval_step, make_train_step
     from xtrainer.trainer import (
@@ -92,6 +99,7 @@ __all__ = [
     "TrainState",
     "TrainerConfig",
     "TrainerModule",
+    "TrainingUnit",
     "WandBLoggerConfig",
     "XTrainerError",
     "build_mesh",
@@ -99,6 +107,8 @@ __all__ = [
     "build_schedule",
     "check_configs",
     "constrain_batch",
+    "find_last_checkpoint",
+    "import_folder",
     "init_state",
     "initialize",
     "is_main_process",
@@ -108,4 +118,7 @@ __all__ = [
     "prefetch",
     "read_metrics",
     "register_model",
+    "register_optimizer",
+    "register_schedule",
+    "safe_types",
 ]

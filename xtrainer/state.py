@@ -158,6 +158,7 @@ class Progress:
         batch_rows: Rows of a full batch, by which the last of a pass is known for a smaller one.
         skipped: Steps that the guard refused.
         validations: Finished validations.
+        validated_at: The step of the newest of them, 0 for none.
         best: For each monitored metric its best ``value`` with ``step`` and ``epoch``.
         rollbacks: Returns to earlier checkpoints, see ``TrainerConfig.nonfinite_policy``.
     """
@@ -169,6 +170,7 @@ class Progress:
     batch_rows: int = 0
     skipped: int = 0
     validations: int = 0
+    validated_at: int = 0
     best: dict[str, dict[str, float]] = field(default_factory=dict)
     rollbacks: list[Rollback] = field(default_factory=list)
 
@@ -176,6 +178,16 @@ class Progress:
     def skipped_batches(self) -> frozenset[tuple[int, int]]:
         """Batches that the run leaves out: the pass, from 0, and the number in it, from 1."""
         return frozenset(batch for rollback in self.rollbacks for batch in rollback.skipped)
+
+    @property
+    def updates(self) -> int:
+        """Steps in which the parameters were updated: all that the guard has not refused."""
+        return self.step - self.skipped
+
+    @property
+    def steps_since_validation(self) -> int:
+        """Steps since the newest validation, or since the beginning."""
+        return self.step - self.validated_at
 
     @property
     def epoch(self) -> int:
@@ -198,6 +210,7 @@ class Progress:
             CheckpointError: If a number is missing, negative or not a whole number.
         """
         numbers = [f.name for f in fields(cls) if f.name not in ("best", "rollbacks")]
+        data = {"validated_at": 0, **data}  # which checkpoints of earlier versions do not have
         wrong = {
             name: data.get(name)
             for name in numbers

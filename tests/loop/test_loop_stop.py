@@ -20,6 +20,7 @@ def test_every_reason_is_a_sentence(reason: StopReason) -> None:
         (StopReason.REQUESTED, False, "stopped", 0),
         (StopReason.INTERRUPTED, False, "stopped", 130),
         (StopReason.PREEMPTED, False, "stopped", 143),
+        (StopReason.EXCEPTION, False, "stopped", 0),
         (StopReason.FAILED, False, "failed", 1),
     ],
 )

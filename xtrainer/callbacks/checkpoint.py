@@ -218,7 +218,7 @@ class ModelCheckpoint(Callback):
             CheckpointError: If a save has failed, this one or one before it.
         """
         reason = self.trainer.stop_reason
-        cut_short = reason is not None and reason.was_asked_from_outside
+        cut_short = reason is not None and reason.is_cut_short
         if (self.config.save_last or cut_short) and self.trainer.progress.step > 0:
             self._save(None, self.trainer.progress.step)
         self._open().wait()

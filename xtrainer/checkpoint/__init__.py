@@ -22,6 +22,7 @@ from xtrainer.checkpoint.items import (
     gather_meta,
     numerics,
 )
+from xtrainer.checkpoint.last import find_last_checkpoint
 from xtrainer.checkpoint.manager import CheckpointManager
 from xtrainer.checkpoint.metadata import (
     RESUME_STEPS,
@@ -47,6 +48,7 @@ __all__ = [
     "choose_usable",
     "describe_leaves",
     "differing_replicas",
+    "find_last_checkpoint",
     "find_step",
     "fingerprints",
     "gather_meta",

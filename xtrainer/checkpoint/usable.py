@@ -57,7 +57,7 @@ def choose_usable(
     for path in _candidates(root, which):
         if int(path.name) in skip:
             continue
-        problems = _settled_problems(path)
+        problems = settled_problems(path)
         if not problems:
             return Choice(path, damaged)
         damaged[path] = problems
@@ -66,7 +66,7 @@ def choose_usable(
     raise nothing_usable(root, damaged)
 
 
-def _settled_problems(path: Path) -> list[str]:
+def settled_problems(path: Path) -> list[str]:
     """Looks again where a file is missing: on a network's disk it may only be late."""
     problems = problems_of(path)
     for _ in range(_LOOKS):
@@ -84,7 +84,7 @@ def _exactly(folder: Path, which: int | Literal["best", "latest"]) -> Path:
         path = root / str(which)
         if not looks_like_step(path):
             path = find_step(folder, which)
-    problems = _settled_problems(path)
+    problems = settled_problems(path)
     if problems:
         raise CheckpointCorruptError(
             f"{path}: found a damaged checkpoint: {'; '.join(problems[:5])}. Use another step.",

@@ -10,8 +10,10 @@ import numpy as np
 
 from xtrainer.config.encode import CLASS_KEY, field_types, to_json
 from xtrainer.config.parse import ParseOptions, Parser
+from xtrainer.config.schema import make_schema
 from xtrainer.counts import MAX_COUNT
 from xtrainer.errors import ConfigError
+from xtrainer.registry import tell_names
 from xtrainer.types import JSON
 
 ConfigT = TypeVar("ConfigT")
@@ -94,6 +96,24 @@ class Config:
             config_dict = config_dict.to_dict()
         return parse(config_class, config_dict, ParseOptions(strict_class_names=True))
 
+    @classmethod
+    def schema(cls) -> dict[str, JSON]:
+        """Returns the JSON Schema (2020-12) of what :meth:`to_dict` gives, for editors and forms.
+
+        With type, default and description of each field. Where a config of another class may stand
+        (a callback, say), ``class_name`` chooses among the classes that are defined by now.
+        :meth:`from_config_dict` checks more: what it refuses may fit the schema, see
+        :meth:`problems`.
+
+        Example:
+            >>> @dataclass(frozen=True, kw_only=True)
+            ... class HeightConfig(Config):
+            ...     height: int = 8
+            >>> HeightConfig.schema()["properties"]["height"]
+            {'type': 'integer', 'default': 8}
+        """
+        return make_schema(cls, Config, config_classes())
+
     def problems(self) -> list[str]:
         """Returns one sentence for each value that cannot work; fields are named without path."""
         return []
@@ -111,6 +131,9 @@ def config_classes() -> dict[str, type[Config]]:
         found[config_class.__name__] = config_class
         waiting += config_class.__subclasses__()
     return found
+
+
+tell_names("config", config_classes)
 
 
 def parse(config_class: type[ConfigT], data: Any, options: ParseOptions) -> ConfigT:

@@ -6,6 +6,7 @@ Synopsis:
 """
 
 from xtrainer.loop.agenda import Agenda, every
+from xtrainer.loop.always import failed_after
 from xtrainer.loop.evaluate import evaluate_loader, run_evaluation
 from xtrainer.loop.feed import no_batch
 from xtrainer.loop.ledger import Ledger
@@ -14,6 +15,7 @@ from xtrainer.loop.setback import Setback
 from xtrainer.loop.stop import StopReason
 from xtrainer.loop.together import agree_on_end, agree_on_first_batch
 from xtrainer.loop.train import Loaders, run_training
+from xtrainer.loop.unit import TrainingUnit
 from xtrainer.loop.view import LoopTrainer, OpenRows, RowKeeper, StepHook, Watcher
 from xtrainer.loop.watchdog import Limits, Watchdog
 
@@ -29,12 +31,14 @@ __all__ = [
     "Setback",
     "StepHook",
     "StopReason",
+    "TrainingUnit",
     "Watchdog",
     "Watcher",
     "agree_on_end",
     "agree_on_first_batch",
     "evaluate_loader",
     "every",
+    "failed_after",
     "make_plan",
     "no_batch",
     "run_evaluation",

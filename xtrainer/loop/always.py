@@ -27,6 +27,22 @@ def always(action: Callable[[], None]) -> Iterator[None]:
     action()
 
 
+_AFTER = "After it: "
+
+
+def failed_after(error: BaseException) -> bool:
+    """Says whether something failed after an error as well, while things were put in order.
+
+    Example:
+        >>> first = ValueError("first")
+        >>> with noted(first):
+        ...     raise OSError("second")
+        >>> failed_after(first), failed_after(OSError())
+        (True, False)
+    """
+    return any(note.startswith(_AFTER) for note in getattr(error, "__notes__", ()))
+
+
 @contextlib.contextmanager
 def noted(error: BaseException) -> Iterator[None]:
     """Makes what fails inside a note of an error, which is the one to raise.
@@ -42,4 +58,4 @@ def noted(error: BaseException) -> Iterator[None]:
         yield
     except BaseException as other:
         if other is not error:
-            error.add_note(f"After it: {type(other).__name__}: {other}")
+            error.add_note(f"{_AFTER}{type(other).__name__}: {other}")

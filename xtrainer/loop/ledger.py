@@ -38,6 +38,7 @@ class Ledger:
         seconds: By account.
         first_step: The accounts when the first step was done; empty before.
         earlier: The seconds of earlier processes of the run, by account.
+        steps_before: Steps of the state that another run has taken, whose seconds are not here.
         details: By part within an account, such as a callback's class.
         waits: The seconds that steps and evaluations have waited for batches, by loader.
         beats: Counts what moves on within an account, such as the batches of a validation.
@@ -58,6 +59,7 @@ class Ledger:
         self.details: dict[str, float] = {}
         self.waits: dict[str, float] = {}
         self.earlier: dict[str, float] = {}
+        self.steps_before = 0.0
         self.beats = 0
         self._clock = clock
         self._open: list[str] = []
@@ -132,11 +134,25 @@ class Ledger:
     def to_json(self) -> dict[str, float]:
         """Returns the seconds of the run by account, those of earlier processes too."""
         now = self.snapshot()
-        return {name: self.earlier.get(name, 0.0) + seconds for name, seconds in now.items()}
+        before = {"steps_before": self.steps_before} if self.steps_before else {}
+        return before | {
+            name: self.earlier.get(name, 0.0) + seconds for name, seconds in now.items()
+        }
 
     def load_json(self, saved: Mapping[str, Any]) -> None:
         """Takes what earlier processes of the run have spent."""
         self.earlier = {name: float(saved[name]) for name in ACCOUNTS if name in saved}
+        self.steps_before = float(saved.get("steps_before", 0.0))
+
+    def mean_step_s(self, step: int) -> float:
+        """Returns the seconds per step of the run, earlier processes included; 0 before the first.
+
+        Args:
+            step: The newest step of the state.
+        """
+        steps = step - self.steps_before
+        spent = self.earlier.get("step", 0.0) + self.peek()["step"]
+        return spent / steps if steps > 0 else 0.0
 
     @property
     def total(self) -> float:

@@ -69,6 +69,7 @@ class Rows:
         self.validated: Validated | None = None
         self.pending: Pending | None = None
         self.results: Results = {}
+        trainer.results_so_far = self.results
         threshold = trainer.spike_threshold
         self.spikes = None if threshold is None else Spikes(threshold)
         self.spiked: tuple[int, int, str] | None = None

@@ -13,6 +13,7 @@ class StopReason(enum.Enum):
     REQUESTED = "A callback or the caller asked to stop."
     INTERRUPTED = "The run was interrupted (SIGINT, Ctrl-C) and has ended after its step."
     PREEMPTED = "The process was asked to end (SIGTERM, a preemption); the run has ended first."
+    EXCEPTION = "An error that ends a run cleanly was raised (train_exceptions)."
     FAILED = "An error ended the run."
 
     @property
@@ -24,6 +25,11 @@ class StopReason(enum.Enum):
     def was_asked_from_outside(self) -> bool:
         """Whether a signal has ended the run, which is to go on later."""
         return self in (StopReason.INTERRUPTED, StopReason.PREEMPTED)
+
+    @property
+    def is_cut_short(self) -> bool:
+        """Whether the run ended where it was, so that its last step is saved in any case."""
+        return self.was_asked_from_outside or self is StopReason.EXCEPTION
 
     @property
     def exit_code(self) -> int:

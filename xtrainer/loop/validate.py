@@ -39,7 +39,7 @@ def validate(trainer: LoopTrainer, sets: Sources, rows: Rows, key: str, epoch: i
         except BrokenOff:  # all processes come here
             trainer.end_run(*agree_on_end(trainer.stop_wanted))
             return
-        progress.validations += 1
+        progress.validations, progress.validated_at = progress.validations + 1, step
         rows.validated, rows.pending = Validated(step, key, metrics), None
         rows.results[key] = metrics
         spent = lambda: {"time_s": time.perf_counter() - start}  # noqa: E731

@@ -106,6 +106,7 @@ class LoopTrainer(Protocol):
     interrupts: Interrupts
     black_box: Watcher
     restored_rows: OpenRows | None
+    results_so_far: dict[str, HostMetrics]
 
     @property
     def logger(self) -> LoggerTool:

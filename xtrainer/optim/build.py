@@ -14,7 +14,7 @@ import optax
 from xtrainer.config import Config, check_configs
 from xtrainer.errors import ConfigError
 from xtrainer.optim.masks import check_frozen, path_mask, pattern_problems, unmatched_patterns
-from xtrainer.optim.optax_names import PREFIX, call_problems, optimizer_factories
+from xtrainer.optim.optax_names import PREFIX, call_problems, is_factory, optimizer_factories
 from xtrainer.optim.optimizers import OPTIMIZERS, Numbers, momentum_problems, name_problems
 from xtrainer.optim.schedules import SchedulerConfig, build_schedule
 from xtrainer.optim.transforms import (
@@ -24,6 +24,7 @@ from xtrainer.optim.transforms import (
     decay_in_rate,
     freeze,
 )
+from xtrainer.registry import optimizers
 from xtrainer.tree import flatten_with_paths
 from xtrainer.types import PyTree, Schedule
 
@@ -42,7 +43,8 @@ class OptimizerConfig(Config):
     """``adam``, ``adamw``, ``nadam``, ``nadamw``, ``adamax``, ``adamaxw``, ``radam``, ``lamb``,
     ``lion``, ``sgd``, ``rmsprop``, ``adagrad``, or ``optax.NAME`` (also ``optax.contrib.NAME``) for
     an optimizer of Optax, which gets ``kwargs`` and the schedule as ``learning_rate``, and reads
-    none of the betas, ``eps``, ``momentum`` and ``nesterov``."""
+    none of the betas, ``eps``, ``momentum`` and ``nesterov``; or a name given to
+    :func:`register_optimizer`, which is called in the same way."""
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     """The learning rate."""
     beta1: float = 0.9
@@ -71,7 +73,7 @@ class OptimizerConfig(Config):
     """Patterns of the paths of parameters that stay as they are: for them no gradient is computed,
     no moments are kept, and no weight decays."""
     kwargs: Mapping[str, Any] = field(default_factory=dict)
-    """Arguments of an ``optax.NAME`` optimizer."""
+    """Arguments of an ``optax.NAME`` or registered optimizer."""
 
     @property
     def numbers(self) -> Numbers:
@@ -86,12 +88,12 @@ class OptimizerConfig(Config):
             found += pattern_problems(name, getattr(self, name))
         if not unknown:
             found += momentum_problems(self.name, self.numbers)
-        if self.name.startswith(PREFIX):
+        if is_factory(self.name, optimizers):
             return found if unknown else found + _optax_problems(self)
         if self.kwargs:
             found.append(
                 f"kwargs: found {dict(self.kwargs)!r} with name={self.name!r}, expected none; "
-                f"they belong to names that begin with {PREFIX!r}."
+                f"they belong to registered names and those that begin with {PREFIX!r}."
             )
         return found
 
@@ -140,7 +142,7 @@ def build_optimizer(config: OptimizerConfig | optax.GradientTransformation) -> B
         ("clip_norm", optax.identity() if by_norm is None else clip_by_global_norm(by_norm)),
         ("clip_value", optax.identity() if by_value is None else optax.clip(by_value)),
     )
-    parts = _optax_parts if config.name.startswith(PREFIX) else _table_parts
+    parts = _optax_parts if is_factory(config.name, optimizers) else _table_parts
     transform = optax.named_chain(*clips, *parts(config, schedule))
     transform = _warning_of_patterns(config, transform)
     if config.freeze:
@@ -172,7 +174,7 @@ def decayed_params(
     if not isinstance(config, OptimizerConfig):
         return None
     if config.weight_decay == 0:
-        own = config.name.startswith(PREFIX)
+        own = is_factory(config.name, optimizers)
         return None if own else jax.tree.map(lambda _: False, params)
     decayed = path_mask(config.weight_decay_include, config.weight_decay_exclude)(params)
     frozen = path_mask(config.freeze, None)(params)

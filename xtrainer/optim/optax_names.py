@@ -1,4 +1,7 @@
-"""Which function of Optax does ``"optax.NAME"`` stand for? Only public factories can be named."""
+"""Which function does ``"optax.NAME"``, or a registered name, stand for?
+
+Only public factories of Optax can be named, and what the program itself has registered.
+"""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -9,20 +12,42 @@ import optax
 import optax.contrib
 
 from xtrainer.errors import did_you_mean
-
-PREFIX = "optax."
+from xtrainer.registry import OPTAX as PREFIX
+from xtrainer.registry import Registry, optimizers, schedules
 
 
 def optimizer_factories() -> dict[str, Callable[..., optax.GradientTransformation]]:
-    """Returns every optimizer of Optax that takes a ``learning_rate``, as ``"optax.NAME"``."""
-    return _public(optax, PREFIX, _is_optimizer) | _public(
-        optax.contrib, f"{PREFIX}contrib.", _is_optimizer
-    )
+    """Returns every optimizer of Optax that takes a ``learning_rate``, as ``"optax.NAME"``.
+
+    And those that are registered, by their names.
+    """
+    own = {name: optimizers.get(name) for name in optimizers}
+    contrib = _public(optax.contrib, f"{PREFIX}contrib.", _is_optimizer)
+    return own | _public(optax, PREFIX, _is_optimizer) | contrib
 
 
 def schedule_factories() -> dict[str, Callable[..., optax.Schedule]]:
-    """Returns every schedule of Optax, as ``"optax.NAME"``."""
-    return _public(optax, PREFIX, lambda name, _: name.endswith(("_schedule", "_decay")))
+    """Returns every schedule of Optax, as ``"optax.NAME"``, and those that are registered."""
+    own = {name: schedules.get(name) for name in schedules}
+    return own | _public(optax, PREFIX, lambda name, _: name.endswith(("_schedule", "_decay")))
+
+
+def is_factory(name: str, registered: Registry[Any]) -> bool:
+    """Says whether a name asks for a function of Optax or of the program, which gets ``kwargs``."""
+    return name.startswith(PREFIX) or name in registered
+
+
+def taken_problems(name: str, registered: Registry[Any]) -> list[str]:
+    """Returns a sentence if a name of xtrainer's own has been registered as well."""
+    if name not in registered:
+        return []
+    return [
+        f"name: found {name!r}, which is a {registered.kind} of xtrainer and was registered too. "
+        "Register it under another name."
+    ]
+
+
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def call_problems(
@@ -36,13 +61,19 @@ def call_problems(
         kwargs: The arguments from the config.
         given: Names of arguments that are passed besides.
     """
-    parameters = inspect.signature(factory).parameters
+    every = inspect.signature(factory).parameters
+    parameters = {key: one for key, one in every.items() if one.kind not in _VARIADIC}
+    takes_any = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in every.values())
     options = [option for option in parameters if option not in given]
-    found = []
+    found = [
+        f"name: {name} must take an argument {key}, which it gets from the config."
+        for key in given
+        if key not in parameters and not takes_any
+    ]
     for key in kwargs:
         if key in given:
             found.append(f"kwargs.{key}: {name} gets it from the config. Remove it from kwargs.")
-        elif key not in options:
+        elif key not in options and not takes_any:
             found.append(
                 f"kwargs.{key}: {name} has no such argument. {did_you_mean(str(key), options)}"
             )

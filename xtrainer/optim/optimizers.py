@@ -11,7 +11,8 @@ from typing import NamedTuple
 import optax
 
 from xtrainer.errors import did_you_mean
-from xtrainer.optim.optax_names import PREFIX, optimizer_factories
+from xtrainer.optim.optax_names import PREFIX, is_factory, optimizer_factories, taken_problems
+from xtrainer.registry import optimizers, tell_names
 
 
 class Numbers(NamedTuple):
@@ -96,16 +97,19 @@ OPTIMIZERS: Mapping[str, Optimizer] = MappingProxyType(
 )
 
 
+tell_names("optimizer", lambda: [*OPTIMIZERS, *optimizer_factories()])
+
+
 def name_problems(name: str) -> list[str]:
     """Returns a sentence with the nearest name if ``name`` stands for no optimizer."""
     if name in OPTIMIZERS:
-        return []
-    if name.startswith(PREFIX):
+        return taken_problems(name, optimizers)
+    if is_factory(name, optimizers):
         factories = optimizer_factories()
         known = name in factories
         return [] if known else [f"name: found {name!r}. {did_you_mean(name, factories)}"]
     return [
-        f"name: found {name!r}. {did_you_mean(name, OPTIMIZERS)} "
+        f"name: found {name!r}. {did_you_mean(name, [*OPTIMIZERS, *optimizers])} "
         f"Any optimizer of Optax works as '{PREFIX}NAME' with kwargs."
     ]
 
@@ -113,7 +117,7 @@ def name_problems(name: str) -> list[str]:
 def momentum_problems(name: str, numbers: Numbers) -> list[str]:
     """Returns the given momentum options that the optimizer would not read."""
     entry = OPTIMIZERS.get(name)
-    advice = "Put it into kwargs." if name.startswith(PREFIX) else "Remove it."
+    advice = "Put it into kwargs." if is_factory(name, optimizers) else "Remove it."
     found = []
     if numbers.momentum is not None and not (entry and entry.takes_momentum):
         found.append(

@@ -10,11 +10,19 @@ import optax
 
 from xtrainer.config import Config, check_configs
 from xtrainer.errors import ConfigError, did_you_mean
-from xtrainer.optim.optax_names import PREFIX, call_problems, schedule_factories
+from xtrainer.optim.optax_names import (
+    PREFIX,
+    call_problems,
+    is_factory,
+    schedule_factories,
+    taken_problems,
+)
+from xtrainer.registry import schedules, tell_names
 from xtrainer.types import Schedule
 
 DECAYING = ("cosine_decay", "exponential_decay", "linear")
 SCHEDULES = ("constant", *DECAYING)
+tell_names("schedule", lambda: [*SCHEDULES, *schedule_factories()])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +35,11 @@ class SchedulerConfig(Config):
 
     name: str = "constant"
     """``constant``, ``cosine_decay``, ``exponential_decay``, ``linear``, or ``optax.NAME`` for any
-    schedule of Optax; its step 0 is the end of the warmup."""
+    schedule of Optax, or a name given to :func:`register_schedule`; of these two step 0 is the end
+    of the warmup."""
     lr: float = 1e-3
-    """The highest learning rate, reached at the end of the warmup (not for ``optax.NAME``)."""
+    """The highest learning rate, reached at the end of the warmup (not for ``optax.NAME`` and
+    registered names)."""
     decay_steps: int = 0
     """All updates, those of warmup and cooldown included; 0: not given. Decaying schedules and a
     cooldown need it."""
@@ -44,7 +54,7 @@ class SchedulerConfig(Config):
     cooldown_lr: float = 0.0
     """Where the cooldown ends."""
     kwargs: Mapping[str, Any] = field(default_factory=dict)
-    """Arguments of an ``optax.NAME`` schedule."""
+    """Arguments of an ``optax.NAME`` or registered schedule."""
 
     @property
     def main_steps(self) -> int:
@@ -54,16 +64,18 @@ class SchedulerConfig(Config):
     def problems(self) -> list[str]:
         """Returns names, rates and step counts that cannot make a schedule."""
         found = _rate_problems(self) + _step_problems(self)
-        if self.name.startswith(PREFIX):
+        if is_factory(self.name, schedules) and self.name not in SCHEDULES:
             return found + _optax_problems(self)
         if self.kwargs:
             found.append(
                 f"kwargs: found {dict(self.kwargs)!r} with name={self.name!r}, expected none; "
-                f"they belong to names that begin with {PREFIX!r}."
+                f"they belong to registered names and those that begin with {PREFIX!r}."
             )
-        if self.name not in SCHEDULES:
+        if self.name in SCHEDULES:
+            found += taken_problems(self.name, schedules)
+        else:
             found.append(
-                f"name: found {self.name!r}. {did_you_mean(self.name, SCHEDULES)} "
+                f"name: found {self.name!r}. {did_you_mean(self.name, [*SCHEDULES, *schedules])} "
                 f"Any schedule of Optax works as '{PREFIX}NAME'."
             )
         return found
@@ -105,7 +117,7 @@ def _line(start: Callable[[], Any], end: Callable[[], Any], steps: int) -> Sched
 
 
 def _main_schedule(config: SchedulerConfig) -> Schedule:
-    if config.name.startswith(PREFIX):
+    if is_factory(config.name, schedules):
         return _optax_schedule(config)
     lr, steps, end_lr = config.lr, config.main_steps, _end_lr(config)
     if config.name == "constant" or steps == 0:  # all steps may be warmup and cooldown
@@ -119,11 +131,15 @@ def _main_schedule(config: SchedulerConfig) -> Schedule:
 
 def _optax_schedule(config: SchedulerConfig) -> Schedule:
     try:
-        return schedule_factories()[config.name](**config.kwargs)
+        schedule = schedule_factories()[config.name](**config.kwargs)
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"scheduler.kwargs: {config.name} cannot be built from {dict(config.kwargs)!r}: {error}"
         ) from error
+    if config.name not in schedules:
+        return schedule
+    # A joined schedule is asked for steps before its own first one too; their values are not used.
+    return lambda step: schedule(jnp.maximum(step, 0))
 
 
 def _end_lr(config: SchedulerConfig) -> float:

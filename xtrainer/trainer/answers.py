@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from xtrainer.callbacks import EarlyStopping
 from xtrainer.data import batch_spec, num_rows
 from xtrainer.launch import process_count
 from xtrainer.loggers import run_folder
@@ -67,6 +68,17 @@ class TrainerAnswers(TrainerParts):
         updates = step - (self.progress.skipped if skipped is None else skipped)
         rate = float(jax.device_get(self.lr_schedule(max(updates - 1, 0))))
         return rate * self.trainer_config.rollback_lr_scale ** len(self.progress.rollbacks)
+
+    @property
+    def mean_step_s(self) -> float:
+        """Seconds per step of this run so far, without waits for data and all that is between."""
+        return self.ledger.mean_step_s(self.progress.step)
+
+    @property
+    def evaluations_without_improvement(self) -> int:
+        """Evaluations since the metric of the first ``EarlyStopping`` was best; 0 without one."""
+        stopping = next((c for c in self.callbacks if isinstance(c, EarlyStopping)), None)
+        return stopping.standing.waited if stopping and stopping.standing else 0
 
     def step_flops(self) -> float:
         """Returns the floating-point operations of a step on a full batch, of all devices."""

@@ -14,6 +14,7 @@ from xtrainer.metrics import LOG_MODES
 from xtrainer.parallel import ParallelConfig
 from xtrainer.registry import models
 from xtrainer.step import PrecisionConfig
+from xtrainer.trainer.exceptions import exception_problems
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,14 @@ class TrainerConfig(Config):
 
     seed: int = 0
     """Seed of initialization and training, 0 to 2**32 - 1."""
+    train_exceptions: tuple[type[Exception], ...] = ()
+    """Errors that end a run as a request to stop does, if a loader, a callback or the loss raises
+    one: nothing is raised, the last good step is saved, and ``stop_reason`` is ``EXCEPTION``. An
+    ``XTrainerError`` only if its own class is named. Of several processes all must raise one at
+    the same step. Classes are not saved with the config."""
+    test_exceptions: tuple[type[Exception], ...] = ()
+    """Errors that end a test of ``train_model`` or ``test_model`` without metrics, and without
+    being raised; for a process alone."""
     debug: bool = False
     """Leave training and evaluation steps uncompiled: slow, but they can be stepped through."""
     donate_train_state: bool = True
@@ -143,6 +152,8 @@ class TrainerConfig(Config):
                 f"max_consecutive_nonfinite: found {value}, expected a number <= {MAX_COUNT}."
             )
         found += self._rollback_problems()
+        found += exception_problems("train_exceptions", self.train_exceptions)
+        found += exception_problems("test_exceptions", self.test_exceptions)
         if self.black_box_max_bytes < 0:
             value = self.black_box_max_bytes
             found.append(f"black_box_max_bytes: found {value}, expected a number >= 0.")

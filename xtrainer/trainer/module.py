@@ -22,6 +22,7 @@ from xtrainer.metrics import DeviceMetrics, HostWindow, finish
 from xtrainer.step import TrainExecutor
 from xtrainer.trainer import overview, run, saving, start
 from xtrainer.trainer import resume as resuming
+from xtrainer.trainer.clean_end import clean_test
 from xtrainer.trainer.folders import held_folders
 from xtrainer.trainer.restoring import TrainerRestoring
 from xtrainer.types import BatchLike, HostMetrics
@@ -113,13 +114,20 @@ class TrainerModule(TrainerRestoring):
     def test_model(
         self, test_loader: Any, apply_callbacks: bool = False, epoch_idx: int = 0
     ) -> HostMetrics:
-        """Returns the metrics of the test sets under the present state; test hooks on request."""
-        if not apply_callbacks:
-            return self.eval_model(test_loader, "test", epoch_idx)
-        self.notify("on_test_epoch_start", epoch_idx)
-        metrics = run_evaluation(self, self.sources.of_sets(test_loader, "test"), "test", epoch_idx)
-        self.notify("on_test_epoch_end", metrics, epoch_idx)
-        self.logger.log_metrics(metrics, self.global_step, "test", epoch_idx)
+        """Returns the metrics of the test sets under the present state; test hooks on request.
+
+        Without metrics where one of ``test_exceptions`` has ended it.
+        """
+        metrics: HostMetrics = {}
+        with clean_test(self):
+            if not apply_callbacks:
+                return self.eval_model(test_loader, "test", epoch_idx)
+            self.notify("on_test_epoch_start", epoch_idx)
+            sets = self.sources.of_sets(test_loader, "test")
+            found = run_evaluation(self, sets, "test", epoch_idx)
+            self.notify("on_test_epoch_end", found, epoch_idx)
+            self.logger.log_metrics(found, self.global_step, "test", epoch_idx)
+            metrics = found
         return metrics
 
     def test_eval_function(self, val_loader: Any) -> None:

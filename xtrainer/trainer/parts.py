@@ -53,6 +53,7 @@ from xtrainer.trainer.sources import Sources
 from xtrainer.trainer.view import TrainerView
 from xtrainer.types import (
     BatchLike,
+    HostMetrics,
     PyTree,
 )
 
@@ -84,6 +85,8 @@ class TrainerParts(TrainerSeams):
     interrupts: Interrupts
     black_box: Watcher
     may_save_failed: bool
+    results_so_far: dict[str, HostMetrics]
+    """What ``train_model`` returns where the run ends now."""
     is_own_state: bool
     """Whether the state comes from this run: trained here, or loaded from its own folder."""
 

@@ -37,7 +37,8 @@ def configs_from_meta(
     if any(not isinstance(saved.get(part), Mapping) for part in ("trainer", "model")):
         raise ConfigError("The checkpoint holds no configs of a trainer. Build one, and load them.")
     # A folder of compiled programs that a file names would be trusted as this user's own.
-    quiet = {"logger": None, "callbacks": [], "compilation_cache": False}
+    quiet: dict[str, Any] = {"logger": None, "callbacks": [], "compilation_cache": False}
+    quiet |= {"train_exceptions": [], "test_exceptions": []}  # classes cannot be saved
     trainer = {**saved["trainer"], **quiet, "enable_progress_bar": False}
     model = dict(saved["model"])
     if model_class is not None:

@@ -18,6 +18,7 @@ from xtrainer.loop import (
     agree_on_end,
     run_training,
 )
+from xtrainer.trainer.clean_end import clean_end
 from xtrainer.trainer.memory import explain_memory
 from xtrainer.trainer.rollback import roll_back, tell_of_rollback
 from xtrainer.trainer.saving import MODEL_PARTS, checkpoint_callback
@@ -39,7 +40,7 @@ def train(
         Exception: What the loader, a callback, a logger or the step raised.
     """
     trainer.stop_reason, trainer.stop_detail, trainer.stop_wanted = None, "", None
-    trainer.may_save_failed = False
+    trainer.may_save_failed, trainer.results_so_far = False, {}
     enabled = trainer.trainer_config.handle_signals
     try:
         with (
@@ -76,19 +77,24 @@ def _train(
     trainer: TrainerView, plan: Plan, loaders: Loaders, test_loader: Any
 ) -> dict[str, HostMetrics]:
     results: dict[str, HostMetrics] = {}
+    begun = False
     try:
-        check_and_compile(trainer, plan, loaders, test_loader)
-        trainer.is_own_state = True
-        results = run_training(trainer, loaders, plan)
-        while roll_back(trainer, loaders):
-            rewind_logs(trainer)
-            tell_of_rollback(trainer)
-            if (asked := trainer.interrupts.asked) is not None:
-                trainer.request_stop(*_wish(asked))
-            results |= run_training(trainer, loaders, plan)
+        with clean_end(trainer):
+            check_and_compile(trainer, plan, loaders, test_loader)
+            trainer.is_own_state = begun = True
+            run_training(trainer, loaders, plan)
+            while roll_back(trainer, loaders):
+                results |= trainer.results_so_far
+                rewind_logs(trainer)
+                tell_of_rollback(trainer)
+                if (asked := trainer.interrupts.asked) is not None:
+                    trainer.request_stop(*_wish(asked))
+                run_training(trainer, loaders, plan)
+        results |= trainer.results_so_far
         _LOG.info("%s", f"{_reason(trainer).value} {trainer.stop_detail}".rstrip())
-        trainer.notify("on_training_end")
-        if test_loader is not None and _may_test(_reason(trainer)):
+        if begun:
+            trainer.notify("on_training_end")
+        if begun and test_loader is not None and _may_test(_reason(trainer)):
             _test(trainer, test_loader, results)
         trainer.ledger.snapshot()
         _LOG.info("Time of this trainer: %s.", trainer.ledger.summary())
@@ -121,7 +127,8 @@ def _test(trainer: TrainerView, test_loader: Any, results: dict[str, HostMetrics
     """Adds the test; where that is broken off, the run has not ended as it should."""
     try:
         with trainer.ledger.spent("validation"), trainer.interrupts.breaking_off():
-            results["test"] = _test_best(trainer, test_loader)
+            if metrics := _test_best(trainer, test_loader):  # none where it has ended before
+                results["test"] = metrics
     except BrokenOff:
         asked, trainer.stop_reason = trainer.interrupts.asked, None
         trainer.end_run(*agree_on_end(None if asked is None else _wish(asked)))

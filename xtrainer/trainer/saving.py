@@ -157,6 +157,8 @@ def load_step(
         if own:
             trainer.is_own_state = True
             trainer.ledger.load_json(meta["ledger"])
+        else:
+            trainer.ledger.steps_before = float(progress.step)
     else:
         if load_optimizer:
             _LOG.warning(
