@@ -5,7 +5,7 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +16,16 @@ from xtrainer.errors import ConfigError
 from xtrainer.optim.masks import check_frozen, path_mask, pattern_problems, unmatched_patterns
 from xtrainer.optim.optax_names import PREFIX, call_problems, optimizer_factories
 from xtrainer.optim.optimizers import OPTIMIZERS, Numbers, momentum_problems, name_problems
+from xtrainer.optim.rate import rate_factor, scaled_schedule, source_problems
 from xtrainer.optim.schedules import SchedulerConfig, build_schedule
 from xtrainer.optim.transforms import (
     check_at_init,
     clip_by_global_norm,
+    clip_each_norm,
     decay_after_rate,
     decay_in_rate,
     freeze,
+    in_turn,
 )
 from xtrainer.tree import flatten_with_paths
 from xtrainer.types import PyTree, Schedule
@@ -34,8 +37,9 @@ logger = logging.getLogger(__name__)
 class OptimizerConfig(Config):
     """How gradients become updates.
 
-    The gradients are clipped by their global norm, then by value; then come the optimizer, the
-    weight decay and the learning rate.
+    The gradients are clipped by their global norm, then by the norm of each parameter's, then by
+    value; then come the optimizer, the weight decay and the learning rate. What is clipped is the
+    gradient of the whole batch, with no scale of the loss left in it.
     """
 
     name: str = "adamw"
@@ -45,6 +49,13 @@ class OptimizerConfig(Config):
     none of the betas, ``eps``, ``momentum`` and ``nesterov``."""
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     """The learning rate."""
+    scale_lr_with: tuple[Literal["workers", "accumulation"], ...] = ()
+    """What the learning rate grows with, at every step of the schedule: the devices that share a
+    batch, and the micro-batches of a step. For rates that were found on one device and without
+    accumulation, where each keeps the size of its batch. A run that goes on with another number of
+    them goes on with their rate."""
+    scale_lr_rule: Literal["linear", "sqrt", "constant"] = "linear"
+    """How: times their number, times its square root, or not at all."""
     beta1: float = 0.9
     """Decay of the average gradient (the Adam family, lamb, lion)."""
     beta2: float = 0.999
@@ -65,8 +76,10 @@ class OptimizerConfig(Config):
     """Patterns of the paths of parameters that do not decay, even if included."""
     grad_clip_norm: float | None = None
     """Largest global norm of the gradient; None: any."""
+    grad_clip_norm_per_param: float | None = None
+    """Largest norm of one parameter's gradient, after the clipping by global norm; None: any."""
     grad_clip_value: float | None = None
-    """Largest absolute value of a gradient's element, after the clipping by norm; None: any."""
+    """Largest absolute value of a gradient's element, after the clipping by norms; None: any."""
     freeze: tuple[str, ...] = ()
     """Patterns of the paths of parameters that stay as they are: for them no gradient is computed,
     no moments are kept, and no weight decays."""
@@ -108,12 +121,21 @@ class BuiltOptimizer(NamedTuple):
     schedule: Schedule | None
 
 
-def build_optimizer(config: OptimizerConfig | optax.GradientTransformation) -> BuiltOptimizer:
+def build_optimizer(
+    config: OptimizerConfig | optax.GradientTransformation,
+    workers: int = 1,
+    micro_batches: int = 1,
+) -> BuiltOptimizer:
     """Returns the optimizer of a config, or wraps a transformation that is ready.
 
     The state is a mapping with the keys ``clip_norm, clip_value, optimizer, weight_decay`` and
     ``learning_rate`` (which an ``optax.NAME`` holds inside ``optimizer``), whatever is switched on.
     Making it raises a ``ConfigError`` for a pattern of ``freeze`` that names no parameter.
+
+    Args:
+        config: The config, or the transformation.
+        workers: Devices among which a batch is divided, for ``scale_lr_with``.
+        micro_batches: Those of a step, for the same.
 
     Raises:
         ConfigError: Listing every mistake of the config; or because an ``optax.NAME`` cannot be
@@ -134,14 +156,10 @@ def build_optimizer(config: OptimizerConfig | optax.GradientTransformation) -> B
             "or an optax.GradientTransformation."
         )
     check_configs(optimizer=config)
-    schedule = build_schedule(config.scheduler)
-    by_norm, by_value = config.grad_clip_norm, config.grad_clip_value
-    clips = (
-        ("clip_norm", optax.identity() if by_norm is None else clip_by_global_norm(by_norm)),
-        ("clip_value", optax.identity() if by_value is None else optax.clip(by_value)),
-    )
+    factor = rate_factor(config.scale_lr_with, config.scale_lr_rule, workers, micro_batches)
+    schedule = scaled_schedule(build_schedule(config.scheduler), factor)
     parts = _optax_parts if config.name.startswith(PREFIX) else _table_parts
-    transform = optax.named_chain(*clips, *parts(config, schedule))
+    transform = optax.named_chain(*_clips(config), *parts(config, schedule))
     transform = _warning_of_patterns(config, transform)
     if config.freeze:
         transform = check_at_init(
@@ -180,6 +198,18 @@ def decayed_params(
 
 
 Parts = tuple[tuple[str, optax.GradientTransformation], ...]
+
+
+def _clips(config: OptimizerConfig) -> Parts:
+    whole, each = config.grad_clip_norm, config.grad_clip_norm_per_param
+    value = config.grad_clip_value
+    norms = [] if whole is None else [clip_by_global_norm(whole)]
+    norms += [] if each is None else [clip_each_norm(each)]
+    return (
+        # One key for both: with another one older checkpoints would not be read.
+        ("clip_norm", in_turn(*norms)),
+        ("clip_value", optax.identity() if value is None else optax.clip(value)),
+    )
 
 
 def _table_parts(config: OptimizerConfig, schedule: Schedule) -> Parts:
@@ -239,14 +269,14 @@ def _warning_of_patterns(
 
 
 def _number_problems(config: OptimizerConfig) -> list[str]:
-    found = []
+    found = source_problems(config.scale_lr_with)
     for name in ("beta1", "beta2", "momentum"):
         value = getattr(config, name)
         if value is not None and not 0 <= value < 1:
             found.append(f"{name}: found {value}, expected a number >= 0 and < 1.")
     if not (config.weight_decay >= 0 and math.isfinite(config.weight_decay)):
         found.append(f"weight_decay: found {config.weight_decay}, expected a finite number >= 0.")
-    for name in ("eps", "grad_clip_norm", "grad_clip_value"):
+    for name in ("eps", "grad_clip_norm", "grad_clip_norm_per_param", "grad_clip_value"):
         value = getattr(config, name)
         if value is not None and not value > 0:
             found.append(f"{name}: found {value}, expected a number > 0.")

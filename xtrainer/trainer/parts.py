@@ -176,7 +176,8 @@ class TrainerParts(TrainerSeams):
         self, optimizer_config: OptimizerConfig | optax.GradientTransformation
     ) -> None:
         """Sets ``optimizer`` and ``lr_schedule``."""
-        self.optimizer, self.lr_schedule = build_optimizer(optimizer_config)
+        counts = self.batch_layout.num_shards, self.trainer_config.gradient_accumulate_steps
+        self.optimizer, self.lr_schedule = build_optimizer(optimizer_config, *counts)
         if self.trainer_config.rollback_lr_scale != 1:
             self.optimizer = scalable(self.optimizer)
 
