@@ -14,20 +14,25 @@ from xtrainer.optim.build import (
     decayed_params,
     frozen_patterns,
 )
+from xtrainer.optim.ema import AverageState, averaged_params, has_average, with_average
 from xtrainer.optim.masks import path_mask, unmatched_patterns
 from xtrainer.optim.scale import scalable, set_update_scale
 from xtrainer.optim.schedules import SchedulerConfig, build_schedule
 
 __all__ = [
+    "AverageState",
     "BuiltOptimizer",
     "OptimizerConfig",
     "SchedulerConfig",
+    "averaged_params",
     "build_optimizer",
     "build_schedule",
     "decayed_params",
     "frozen_patterns",
+    "has_average",
     "path_mask",
     "scalable",
     "set_update_scale",
     "unmatched_patterns",
+    "with_average",
 ]

@@ -13,6 +13,7 @@ import optax
 
 from xtrainer.config import Config, check_configs
 from xtrainer.errors import ConfigError
+from xtrainer.optim.ema import with_average
 from xtrainer.optim.masks import check_frozen, path_mask, pattern_problems, unmatched_patterns
 from xtrainer.optim.optax_names import PREFIX, call_problems, optimizer_factories
 from xtrainer.optim.optimizers import OPTIMIZERS, Numbers, momentum_problems, name_problems
@@ -85,6 +86,9 @@ class OptimizerConfig(Config):
     no moments are kept, and no weight decays."""
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of an ``optax.NAME`` optimizer."""
+    ema_decay: float | None = None
+    """Decay of an average of the parameters that the optimizer's state keeps, see
+    :func:`xtrainer.optim.with_average`; None: there is none. ``EMAConfig`` evaluates with it."""
 
     @property
     def numbers(self) -> Numbers:
@@ -129,8 +133,9 @@ def build_optimizer(
     """Returns the optimizer of a config, or wraps a transformation that is ready.
 
     The state is a mapping with the keys ``clip_norm, clip_value, optimizer, weight_decay`` and
-    ``learning_rate`` (which an ``optax.NAME`` holds inside ``optimizer``), whatever is switched on.
-    Making it raises a ``ConfigError`` for a pattern of ``freeze`` that names no parameter.
+    ``learning_rate`` (which an ``optax.NAME`` holds inside ``optimizer``), whatever is switched on;
+    with ``ema_decay`` it is ``inner`` of an :class:`xtrainer.optim.AverageState`. Making it
+    raises a ``ConfigError`` for a pattern of ``freeze`` that names no parameter.
 
     Args:
         config: The config, or the transformation.
@@ -166,6 +171,8 @@ def build_optimizer(
             freeze(transform, path_mask(config.freeze, None)),
             lambda params: check_frozen(config.freeze, params),
         )
+    if config.ema_decay is not None:
+        transform = with_average(transform, config.ema_decay, path_mask(config.freeze, None))
     return BuiltOptimizer(transform, schedule)
 
 
@@ -274,6 +281,8 @@ def _number_problems(config: OptimizerConfig) -> list[str]:
         value = getattr(config, name)
         if value is not None and not 0 <= value < 1:
             found.append(f"{name}: found {value}, expected a number >= 0 and < 1.")
+    if config.ema_decay is not None and not 0 < config.ema_decay < 1:
+        found.append(f"ema_decay: found {config.ema_decay}, expected a number > 0 and < 1.")
     if not (config.weight_decay >= 0 and math.isfinite(config.weight_decay)):
         found.append(f"weight_decay: found {config.weight_decay}, expected a finite number >= 0.")
     for name in ("eps", "grad_clip_norm", "grad_clip_norm_per_param", "grad_clip_value"):

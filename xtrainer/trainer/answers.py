@@ -11,6 +11,7 @@ from xtrainer.loggers import run_folder
 from xtrainer.loop import StopReason
 from xtrainer.metrics import parameter_table
 from xtrainer.optim import decayed_params, frozen_patterns, path_mask
+from xtrainer.state import TrainState
 from xtrainer.trainer import compiled
 from xtrainer.trainer.assemble import model_layout
 from xtrainer.trainer.parts import TrainerParts
@@ -32,6 +33,13 @@ class TrainerAnswers(TrainerParts):
     def log_path(self) -> Path | None:
         """The run folder."""
         return run_folder(self.trainer_config.logger)
+
+    def evaluated_state(self) -> TrainState:
+        """Returns the state that evaluations use: with ``EMAConfig``, of averaged parameters."""
+        state = self.state
+        for callback in self.callbacks:
+            state = callback.evaluated_state(state)
+        return state
 
     def tabulate_params(self) -> str:
         """Returns a table of the parameters: layout, size in all and per device, optimizer.

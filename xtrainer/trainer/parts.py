@@ -45,7 +45,7 @@ from xtrainer.trainer.assemble import (
 )
 from xtrainer.trainer.black_box import BlackBox
 from xtrainer.trainer.config import ModelConfig, TrainerConfig
-from xtrainer.trainer.saving import check_folders, config_to_json
+from xtrainer.trainer.saving import check_averages, check_folders, config_to_json
 from xtrainer.trainer.seams import TrainerSeams
 from xtrainer.trainer.shapes import wants_shapes
 from xtrainer.trainer.shared import check_same_configs
@@ -206,6 +206,7 @@ class TrainerParts(TrainerSeams):
         # What the others log and remember of a step belongs into its checkpoint.
         self.callbacks = sorted(made, key=lambda callback: isinstance(callback, ModelCheckpoint))
         check_folders(self.callbacks)
+        check_averages(self.callbacks)
 
     def create_jitted_functions(self) -> None:
         """Sets the compiled steps (compiled when first called) and what prepares their batches."""
