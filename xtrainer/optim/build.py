@@ -1,7 +1,7 @@
 """One optimizer from one config: clipping, the optimizer, weight decay, the learning rate."""
 
+import dataclasses
 import inspect
-import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,11 +14,22 @@ import optax
 from xtrainer.config import Config, check_configs
 from xtrainer.errors import ConfigError
 from xtrainer.optim.ema import with_average
-from xtrainer.optim.masks import check_frozen, path_mask, pattern_problems, unmatched_patterns
+from xtrainer.optim.groups import (
+    REST,
+    ParamGroupConfig,
+    check_groups,
+    decay_groups,
+    decays_of,
+    group_problems,
+    label_params,
+    part_groups,
+    scale_by_rates,
+)
+from xtrainer.optim.masks import check_frozen, path_mask, pattern_problems, warn_of_patterns
 from xtrainer.optim.optax_names import PREFIX, call_problems, optimizer_factories
 from xtrainer.optim.optimizers import OPTIMIZERS, Numbers, momentum_problems, name_problems
-from xtrainer.optim.rate import rate_factor, scaled_schedule, source_problems
-from xtrainer.optim.schedules import SchedulerConfig, build_schedule
+from xtrainer.optim.rate import build_schedules, source_problems
+from xtrainer.optim.schedules import SchedulerConfig
 from xtrainer.optim.transforms import (
     check_at_init,
     clip_by_global_norm,
@@ -28,10 +39,7 @@ from xtrainer.optim.transforms import (
     freeze,
     in_turn,
 )
-from xtrainer.tree import flatten_with_paths
 from xtrainer.types import PyTree, Schedule
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +94,8 @@ class OptimizerConfig(Config):
     no moments are kept, and no weight decays."""
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of an ``optax.NAME`` optimizer."""
+    groups: tuple[ParamGroupConfig, ...] = ()
+    """Parameters with a learning rate or a weight decay of their own."""
     ema_decay: float | None = None
     """Decay of an average of the parameters that the optimizer's state keeps, see
     :func:`xtrainer.optim.with_average`; None: there is none. ``EMAConfig`` evaluates with it."""
@@ -99,6 +109,7 @@ class OptimizerConfig(Config):
         """Returns names, numbers, patterns and arguments that cannot make an optimizer."""
         unknown = name_problems(self.name)
         found = unknown + _number_problems(self)
+        found += group_problems(self.name, self.groups)
         for name in ("weight_decay_include", "weight_decay_exclude", "freeze"):
             found += pattern_problems(name, getattr(self, name))
         if not unknown:
@@ -135,7 +146,7 @@ def build_optimizer(
     The state is a mapping with the keys ``clip_norm, clip_value, optimizer, weight_decay`` and
     ``learning_rate`` (which an ``optax.NAME`` holds inside ``optimizer``), whatever is switched on;
     with ``ema_decay`` it is ``inner`` of an :class:`xtrainer.optim.AverageState`. Making it
-    raises a ``ConfigError`` for a pattern of ``freeze`` that names no parameter.
+    raises a ``ConfigError`` for a pattern of ``freeze`` or of a group that names no parameter.
 
     Args:
         config: The config, or the transformation.
@@ -161,15 +172,21 @@ def build_optimizer(
             "or an optax.GradientTransformation."
         )
     check_configs(optimizer=config)
-    factor = rate_factor(config.scale_lr_with, config.scale_lr_rule, workers, micro_batches)
-    schedule = scaled_schedule(build_schedule(config.scheduler), factor)
+    rates = build_schedules(config, workers, micro_batches)
+    schedule = rates[REST]
     parts = _optax_parts if config.name.startswith(PREFIX) else _table_parts
-    transform = optax.named_chain(*_clips(config), *parts(config, schedule))
-    transform = _warning_of_patterns(config, transform)
+    moved = _grouped_parts(config, rates) if config.groups else parts(config, schedule)
+    transform = optax.named_chain(*_clips(config), *moved)
+    if _has_decay(config):
+        transform = check_at_init(transform, warn_of_patterns(config))
     if config.freeze:
         transform = check_at_init(
             freeze(transform, path_mask(config.freeze, None)),
             lambda params: check_frozen(config.freeze, params),
+        )
+    if config.groups:
+        transform = check_at_init(
+            transform, lambda params: check_groups(config.groups, config.freeze, params)
         )
     if config.ema_decay is not None:
         transform = with_average(transform, config.ema_decay, path_mask(config.freeze, None))
@@ -196,12 +213,17 @@ def decayed_params(
     """
     if not isinstance(config, OptimizerConfig):
         return None
-    if config.weight_decay == 0:
-        own = config.name.startswith(PREFIX)
-        return None if own else jax.tree.map(lambda _: False, params)
-    decayed = path_mask(config.weight_decay_include, config.weight_decay_exclude)(params)
+    if config.weight_decay == 0 and config.name.startswith(PREFIX):
+        return None
+    decays = decays_of(config.groups, config.weight_decay)
+    chosen = path_mask(config.weight_decay_include, config.weight_decay_exclude)(params)
     frozen = path_mask(config.freeze, None)(params)
-    return jax.tree.map(lambda chosen, still: chosen and not still, decayed, frozen)
+    return jax.tree.map(
+        lambda chosen, still, group: chosen and not still and decays[group] > 0,
+        chosen,
+        frozen,
+        label_params(config.groups, params),
+    )
 
 
 Parts = tuple[tuple[str, optax.GradientTransformation], ...]
@@ -227,6 +249,29 @@ def _table_parts(config: OptimizerConfig, schedule: Schedule) -> Parts:
         ("weight_decay", decay_in_rate(config.weight_decay, mask)),
         ("learning_rate", optax.scale_by_learning_rate(schedule)),
     )
+
+
+def _grouped_parts(config: OptimizerConfig, rates: Mapping[str, Schedule]) -> Parts:
+    groups = config.groups
+    if not config.name.startswith(PREFIX):
+        optimizer, *_ = _table_parts(config, rates[REST])
+        mask = path_mask(config.weight_decay_include, config.weight_decay_exclude)
+        # Direction and state are those of one optimizer: groups can come and go in a run.
+        return (
+            optimizer,
+            ("weight_decay", decay_groups(groups, config.weight_decay, mask)),
+            ("learning_rate", scale_by_rates(groups, rates)),
+        )
+    takes_decay = "weight_decay" in inspect.signature(optimizer_factories()[config.name]).parameters
+    kwargs = {group.name: dict(config.kwargs) for group in groups} | {REST: dict(config.kwargs)}
+    for group in groups:
+        if group.weight_decay == 0 and takes_decay:
+            kwargs[group.name]["weight_decay"] = 0.0  # its default is not what was asked for
+    own = {
+        name: dataclasses.replace(config, groups=(), weight_decay=decay, kwargs=kwargs[name])
+        for name, decay in decays_of(groups, config.weight_decay).items()
+    }
+    return tuple(part_groups(groups, {n: dict(_optax_parts(own[n], rates[n])) for n in rates}))
 
 
 def _optax_parts(config: OptimizerConfig, schedule: Schedule) -> Parts:
@@ -257,22 +302,8 @@ def _trial_params() -> PyTree:
     return {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
 
 
-def _warning_of_patterns(
-    config: OptimizerConfig, transform: optax.GradientTransformation
-) -> optax.GradientTransformation:
-    warned: set[str] = set()  # a state is made several times: for its shapes, then for its values
-
-    def check(params: PyTree) -> None:
-        new = [name for name in unmatched_patterns(config, params) if name not in warned]
-        warned.update(new)
-        if new:
-            logger.warning(
-                "These weight decay patterns name no parameter: %s. Paths look like %r.",
-                ", ".join(map(repr, new)),
-                next(iter(flatten_with_paths(params)), ""),
-            )
-
-    return check_at_init(transform, check) if config.weight_decay > 0 else transform
+def _has_decay(config: OptimizerConfig) -> bool:
+    return any(decays_of(config.groups, config.weight_decay).values())
 
 
 def _number_problems(config: OptimizerConfig) -> list[str]:
@@ -302,7 +333,7 @@ def _optax_problems(config: OptimizerConfig) -> list[str]:
             f"{config.kwargs[own_decay[0]]!r}. Give one of them."
         )
     patterns = config.weight_decay_include, config.weight_decay_exclude
-    if patterns != (None, None) and config.weight_decay == 0:
+    if patterns != (None, None) and not _has_decay(config):
         found.append(
             f"weight_decay: found 0 with patterns for it; they do not reach the decay inside "
             f"{config.name}. Set weight_decay, or remove weight_decay_include and _exclude."

@@ -1,6 +1,7 @@
 """What is a trainer made of? Configs become a mesh, a model, a state and compiled steps."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar, cast
 
 import jax
@@ -28,8 +29,10 @@ from xtrainer.loggers import LoggerConfig, build_loggers
 from xtrainer.loop import Ledger, OpenRows, RowKeeper, Setback, StopReason, Watcher
 from xtrainer.metrics import DeviceMetrics
 from xtrainer.optim import (
+    REST,
     OptimizerConfig,
     build_optimizer,
+    build_schedules,
     frozen_patterns,
     scalable,
 )
@@ -54,6 +57,7 @@ from xtrainer.trainer.view import TrainerView
 from xtrainer.types import (
     BatchLike,
     PyTree,
+    Schedule,
 )
 
 
@@ -64,6 +68,7 @@ class TrainerParts(TrainerSeams):
     """
 
     model_class: ClassVar[Any] = None
+    group_schedules: Mapping[str, Schedule] = MappingProxyType({})
     """The model's class, for a ``ModelConfig`` and for checkpoints that name none."""
     carried: Any
     """The state as the newest step has left it, perhaps flat, or one that is being compiled;
@@ -175,9 +180,12 @@ class TrainerParts(TrainerSeams):
     def init_optimizer(
         self, optimizer_config: OptimizerConfig | optax.GradientTransformation
     ) -> None:
-        """Sets ``optimizer`` and ``lr_schedule``."""
+        """Sets ``optimizer``, ``lr_schedule`` and ``group_schedules``."""
         counts = self.batch_layout.num_shards, self.trainer_config.gradient_accumulate_steps
         self.optimizer, self.lr_schedule = build_optimizer(optimizer_config, *counts)
+        if isinstance(optimizer_config, OptimizerConfig):
+            rates = build_schedules(optimizer_config, *counts)
+            self.group_schedules = {name: rate for name, rate in rates.items() if name != REST}
         if self.trainer_config.rollback_lr_scale != 1:
             self.optimizer = scalable(self.optimizer)
 
