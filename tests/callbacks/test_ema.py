@@ -174,14 +174,16 @@ def test_average_and_parameters_share_one_compiled_evaluation() -> None:
     assert (found["train_step"], found["eval_step"]) == (1, 1)
 
 
-def test_low_precision_parameters_shards_and_ready_transformations_have_an_average() -> None:
-    """bfloat16 parameters on four devices, which hold a part of each."""
+@pytest.mark.parametrize("offload", [False, True])
+def test_low_precision_parameters_in_parts_have_an_average(offload: bool) -> None:
+    """bfloat16 on four devices that hold a part of each; the average may wait on the host."""
+    parallel = xt.ParallelConfig(
+        fsdp_axis_size=4, fsdp_min_weight_size=1, offload_optimizer_state=offload
+    )
     trainer = zoo.make_trainer(
         optimizer=with_average(optax.sgd(0.1), DECAY),
-        parallel=xt.ParallelConfig(fsdp_axis_size=4, fsdp_min_weight_size=1),
-        mesh=xt.build_mesh(
-            xt.ParallelConfig(fsdp_axis_size=4, fsdp_min_weight_size=1), jax.devices()[:4]
-        ),
+        parallel=parallel,
+        mesh=xt.build_mesh(parallel, jax.devices()[:4]),
         precision=xt.PrecisionConfig(param_dtype="bfloat16"),
         callbacks=[xt.EMAConfig()],
     )
@@ -191,7 +193,9 @@ def test_low_precision_parameters_shards_and_ready_transformations_have_an_avera
     assert like(evaluated) == like(raw)
     assert not evaluated["Dense_0"]["kernel"].is_fully_replicated
     average = trainer.state.opt_state.average
-    zoo.assert_same(evaluated, jax.tree.map(lambda x: x.astype("bfloat16"), average))
+    kinds = {leaf.sharding.memory_kind for leaf in jax.tree.leaves(average)}
+    assert ("pinned_host" in kinds) == offload
+    zoo.assert_same(evaluated, jax.tree.map(lambda x: np.asarray(x).astype("bfloat16"), average))
 
 
 def test_without_an_average_nothing_is_trained() -> None:
