@@ -185,7 +185,7 @@ def test_something_else_is_refused() -> None:
 def test_a_pattern_that_names_nothing_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
     config = OptimizerConfig(weight_decay=0.1, weight_decay_exclude=("bias", "sclae"))
     transform = build_optimizer(config).transform
-    with caplog.at_level(logging.WARNING, logger="xtrainer.optim.build"):
+    with caplog.at_level(logging.WARNING, logger="xtrainer.optim.masks"):
         jax.eval_shape(transform.init, PARAMS)
         transform.init(PARAMS)
     (record,) = caplog.records

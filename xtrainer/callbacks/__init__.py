@@ -7,6 +7,7 @@ Synopsis:
 from xtrainer.callbacks.base import Callback, CallbackConfig, build_callbacks
 from xtrainer.callbacks.checkpoint import ModelCheckpoint, ModelCheckpointConfig
 from xtrainer.callbacks.early_stopping import EarlyStopping, EarlyStoppingConfig
+from xtrainer.callbacks.ema import EMA, EMAConfig
 from xtrainer.callbacks.extended_evaluation import ExtendedEvaluation, ExtendedEvaluationConfig
 from xtrainer.callbacks.lr_monitor import LearningRateMonitor, LearningRateMonitorConfig
 from xtrainer.callbacks.profiler import JaxProfiler, JaxProfilerConfig
@@ -18,6 +19,8 @@ __all__ = [
     "Callback",
     "CallbackConfig",
     "CallbackTrainer",
+    "EMA",
+    "EMAConfig",
     "EarlyStopping",
     "EarlyStoppingConfig",
     "ExtendedEvaluation",

@@ -10,6 +10,7 @@ from xtrainer.config import Config
 from xtrainer.errors import ConfigError
 from xtrainer.hooks import Hooks
 from xtrainer.launch import is_main_process, process_count
+from xtrainer.state import TrainState
 from xtrainer.types import JSON
 
 
@@ -92,6 +93,10 @@ class Callback(Hooks):
 
     def load_state_dict(self, state: dict[str, JSON]) -> None:
         """Takes back what :meth:`state_dict` returned."""
+
+    def evaluated_state(self, state: TrainState) -> TrainState:
+        """Returns the state that evaluations are to use; that of training stays what it is."""
+        return state
 
     def step_interval(self) -> int | None:
         """Returns every how many steps ``on_training_step`` does something; None: never."""

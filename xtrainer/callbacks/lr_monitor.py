@@ -10,10 +10,10 @@ from xtrainer.types import HostMetrics
 
 @dataclass(frozen=True, kw_only=True)
 class LearningRateMonitorConfig(CallbackConfig):
-    """Adds the learning rate to every logged row of training."""
+    """Adds the learning rate to every logged row of training, and that of each group."""
 
     name: str = "learning_rate"
-    """Name of the metric."""
+    """Name of the metric; that of a group has ``/GROUP`` behind it."""
 
     def create(self, trainer: CallbackTrainer, data_module: Any = None) -> "LearningRateMonitor":
         """Returns the callback."""
@@ -32,3 +32,7 @@ class LearningRateMonitor(Callback):
         rate = self.trainer.learning_rate(step_idx, skipped)
         if rate is not None:
             train_metrics[self.config.name] = rate
+        for group in self.trainer.group_schedules:
+            rate = self.trainer.learning_rate(step_idx, skipped, group)
+            if rate is not None:
+                train_metrics[f"{self.config.name}/{group}"] = rate

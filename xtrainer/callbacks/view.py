@@ -1,6 +1,6 @@
 """What may a callback read and call on a trainer?"""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from xtrainer.checkpoint import CheckpointItems
 from xtrainer.loggers import LoggerTool
 from xtrainer.state import Progress, TrainState
-from xtrainer.types import BatchLike, HostMetrics
+from xtrainer.types import BatchLike, HostMetrics, Schedule
 
 
 class Timeouts(Protocol):
@@ -79,7 +79,14 @@ class CallbackTrainer(Protocol):
         """Why the run ends, a ``StopReason``; None while it goes on."""
         ...
 
-    def learning_rate(self, step: int, skipped: int | None = None) -> float | None:
+    @property
+    def group_schedules(self) -> Mapping[str, Schedule]:
+        """The schedules of groups of parameters, by the name of the group."""
+        ...
+
+    def learning_rate(
+        self, step: int, skipped: int | None = None, group: str | None = None
+    ) -> float | None:
         """Returns the learning rate that the update of a step used; None: not known."""
         ...
 

@@ -62,7 +62,7 @@ def evaluate_loader(
     The processes of a run may have different numbers of batches, also none.
 
     Args:
-        trainer: The trainer whose state is evaluated.
+        trainer: The trainer whose ``evaluated_state`` is evaluated.
         source: The loader; a new pass is begun.
         executor: The compiled step.
         prepare: From a host batch to one on the devices.
@@ -79,7 +79,7 @@ def evaluate_loader(
     window = executor.new_window()
     waiting: deque[jax.Array] = deque()
     batches, limit, compiled = 0, trainer.max_steps_in_flight, executor.programs.compile_s
-    several, state = together.several, executor.flatten(trainer.state)
+    several, state = together.several, executor.flatten(trainer.evaluated_state())
     with (
         transfer_guard(trainer),
         contextlib.closing(_batches(source, prepare, together, trainer)) as feed,

@@ -138,6 +138,10 @@ class LoopTrainer(Protocol):
         """Whether small host batches go into the compiled step as they are."""
         ...
 
+    def evaluated_state(self) -> TrainState:
+        """Returns the state that evaluations use, such as one with averaged parameters."""
+        ...
+
     def train_executor(self) -> TrainExecutor:
         """Returns the compiled training step."""
         ...

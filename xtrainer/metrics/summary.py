@@ -15,7 +15,10 @@ UNKNOWN = "–"
 
 
 def parameter_table(
-    params: PyTree, decayed: PyTree | None = None, frozen: PyTree | None = None
+    params: PyTree,
+    decayed: PyTree | None = None,
+    frozen: PyTree | None = None,
+    groups: PyTree | None = None,
 ) -> str:
     """Returns a table with one line per parameter and a total, 120 characters wide at most.
 
@@ -25,6 +28,7 @@ def parameter_table(
         params: Arrays or ``ShapeDtypeStruct``s; the layout is shown where they have a sharding.
         decayed: A tree of bools: whether weight decay acts; None: that is not known.
         frozen: A tree of bools: whether the parameter stays as it is; None: that is not known.
+        groups: A tree of names of groups, shown in a column of their own; None: there are none.
 
     Example:
         >>> params = {"head": {"kernel": jax.ShapeDtypeStruct((8, 4), "float32")}}
@@ -42,7 +46,8 @@ def parameter_table(
         "frozen": _count(frozen),
     }
     names = ("parameter", "shape", "dtype", "spec", "elements", "bytes", "per device")
-    for name in (*names, "decay", "frozen"):
+    labels = {} if groups is None else flatten_with_paths(groups)
+    for name in (*names, "decay", "frozen", *(["group"] if labels else [])):
         right = name in ("elements", "bytes", "per device")
         # Only a path or a spec may take several lines: numbers in pieces cannot be read.
         table.add_column(
@@ -50,7 +55,7 @@ def parameter_table(
             footer=footers.get(name, ""),
             justify="right" if right else "left",
             overflow="fold",
-            no_wrap=name not in ("parameter", "spec"),
+            no_wrap=name not in ("parameter", "spec", "group"),
             max_width=18 if name == "spec" else None,
         )
     decays, stills = (_answers(tree, list(leaves)) for tree in (decayed, frozen))
@@ -59,7 +64,7 @@ def parameter_table(
         sizes = (num_elements(leaf), num_bytes(leaf), device_bytes(leaf))
         numbers = (f"{size:,}" for size in sizes)
         cells = (shape, str(leaf.dtype), spec_text(leaf), *numbers, decays[path], stills[path])
-        table.add_row(path, *cells)
+        table.add_row(path, *cells, *([labels[path]] if labels else []))
     stream = io.StringIO()
     Console(file=stream, width=120, color_system=None).print(table)
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()).strip("\n")

@@ -14,20 +14,31 @@ from xtrainer.optim.build import (
     decayed_params,
     frozen_patterns,
 )
+from xtrainer.optim.ema import AverageState, averaged_params, has_average, with_average
+from xtrainer.optim.groups import REST, ParamGroupConfig, label_params
 from xtrainer.optim.masks import path_mask, unmatched_patterns
+from xtrainer.optim.rate import build_schedules
 from xtrainer.optim.scale import scalable, set_update_scale
 from xtrainer.optim.schedules import SchedulerConfig, build_schedule
 
 __all__ = [
+    "AverageState",
     "BuiltOptimizer",
     "OptimizerConfig",
+    "ParamGroupConfig",
+    "REST",
     "SchedulerConfig",
+    "averaged_params",
     "build_optimizer",
     "build_schedule",
+    "build_schedules",
     "decayed_params",
     "frozen_patterns",
+    "has_average",
+    "label_params",
     "path_mask",
     "scalable",
     "set_update_scale",
     "unmatched_patterns",
+    "with_average",
 ]

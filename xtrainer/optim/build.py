@@ -1,11 +1,11 @@
 """One optimizer from one config: clipping, the optimizer, weight decay, the learning rate."""
 
+import dataclasses
 import inspect
-import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,30 +13,43 @@ import optax
 
 from xtrainer.config import Config, check_configs
 from xtrainer.errors import ConfigError
-from xtrainer.optim.masks import check_frozen, path_mask, pattern_problems, unmatched_patterns
+from xtrainer.optim.ema import with_average
+from xtrainer.optim.groups import (
+    REST,
+    ParamGroupConfig,
+    check_groups,
+    decay_groups,
+    decays_of,
+    group_problems,
+    label_params,
+    part_groups,
+    scale_by_rates,
+)
+from xtrainer.optim.masks import check_frozen, path_mask, pattern_problems, warn_of_patterns
 from xtrainer.optim.optax_names import PREFIX, call_problems, is_factory, optimizer_factories
 from xtrainer.optim.optimizers import OPTIMIZERS, Numbers, momentum_problems, name_problems
-from xtrainer.optim.schedules import SchedulerConfig, build_schedule
+from xtrainer.optim.rate import build_schedules, source_problems
+from xtrainer.optim.schedules import SchedulerConfig
 from xtrainer.optim.transforms import (
     check_at_init,
     clip_by_global_norm,
+    clip_each_norm,
     decay_after_rate,
     decay_in_rate,
     freeze,
+    in_turn,
 )
 from xtrainer.registry import optimizers
-from xtrainer.tree import flatten_with_paths
 from xtrainer.types import PyTree, Schedule
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig(Config):
     """How gradients become updates.
 
-    The gradients are clipped by their global norm, then by value; then come the optimizer, the
-    weight decay and the learning rate.
+    The gradients are clipped by their global norm, then by the norm of each parameter's, then by
+    value; then come the optimizer, the weight decay and the learning rate. What is clipped is the
+    gradient of the whole batch, with no scale of the loss left in it.
     """
 
     name: str = "adamw"
@@ -47,6 +60,13 @@ class OptimizerConfig(Config):
     :func:`register_optimizer`, which is called in the same way."""
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     """The learning rate."""
+    scale_lr_with: tuple[Literal["workers", "accumulation"], ...] = ()
+    """What the learning rate grows with, at every step of the schedule: the devices that share a
+    batch, and the micro-batches of a step. For rates that were found on one device and without
+    accumulation, where each keeps the size of its batch. A run that goes on with another number of
+    them goes on with their rate."""
+    scale_lr_rule: Literal["linear", "sqrt", "constant"] = "linear"
+    """How: times their number, times its square root, or not at all."""
     beta1: float = 0.9
     """Decay of the average gradient (the Adam family, lamb, lion)."""
     beta2: float = 0.999
@@ -67,13 +87,20 @@ class OptimizerConfig(Config):
     """Patterns of the paths of parameters that do not decay, even if included."""
     grad_clip_norm: float | None = None
     """Largest global norm of the gradient; None: any."""
+    grad_clip_norm_per_param: float | None = None
+    """Largest norm of one parameter's gradient, after the clipping by global norm; None: any."""
     grad_clip_value: float | None = None
-    """Largest absolute value of a gradient's element, after the clipping by norm; None: any."""
+    """Largest absolute value of a gradient's element, after the clipping by norms; None: any."""
     freeze: tuple[str, ...] = ()
     """Patterns of the paths of parameters that stay as they are: for them no gradient is computed,
     no moments are kept, and no weight decays."""
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of an ``optax.NAME`` or registered optimizer."""
+    groups: tuple[ParamGroupConfig, ...] = ()
+    """Parameters with a learning rate or a weight decay of their own."""
+    ema_decay: float | None = None
+    """Decay of an average of the parameters that the optimizer's state keeps, see
+    :func:`xtrainer.optim.with_average`; None: there is none. ``EMAConfig`` evaluates with it."""
 
     @property
     def numbers(self) -> Numbers:
@@ -84,6 +111,7 @@ class OptimizerConfig(Config):
         """Returns names, numbers, patterns and arguments that cannot make an optimizer."""
         unknown = name_problems(self.name)
         found = unknown + _number_problems(self)
+        found += group_problems(self.name, self.groups)
         for name in ("weight_decay_include", "weight_decay_exclude", "freeze"):
             found += pattern_problems(name, getattr(self, name))
         if not unknown:
@@ -110,12 +138,22 @@ class BuiltOptimizer(NamedTuple):
     schedule: Schedule | None
 
 
-def build_optimizer(config: OptimizerConfig | optax.GradientTransformation) -> BuiltOptimizer:
+def build_optimizer(
+    config: OptimizerConfig | optax.GradientTransformation,
+    workers: int = 1,
+    micro_batches: int = 1,
+) -> BuiltOptimizer:
     """Returns the optimizer of a config, or wraps a transformation that is ready.
 
     The state is a mapping with the keys ``clip_norm, clip_value, optimizer, weight_decay`` and
-    ``learning_rate`` (which an ``optax.NAME`` holds inside ``optimizer``), whatever is switched on.
-    Making it raises a ``ConfigError`` for a pattern of ``freeze`` that names no parameter.
+    ``learning_rate`` (which an ``optax.NAME`` holds inside ``optimizer``), whatever is switched on;
+    with ``ema_decay`` it is ``inner`` of an :class:`xtrainer.optim.AverageState`. Making it
+    raises a ``ConfigError`` for a pattern of ``freeze`` or of a group that names no parameter.
+
+    Args:
+        config: The config, or the transformation.
+        workers: Devices among which a batch is divided, for ``scale_lr_with``.
+        micro_batches: Those of a step, for the same.
 
     Raises:
         ConfigError: Listing every mistake of the config; or because an ``optax.NAME`` cannot be
@@ -136,20 +174,24 @@ def build_optimizer(config: OptimizerConfig | optax.GradientTransformation) -> B
             "or an optax.GradientTransformation."
         )
     check_configs(optimizer=config)
-    schedule = build_schedule(config.scheduler)
-    by_norm, by_value = config.grad_clip_norm, config.grad_clip_value
-    clips = (
-        ("clip_norm", optax.identity() if by_norm is None else clip_by_global_norm(by_norm)),
-        ("clip_value", optax.identity() if by_value is None else optax.clip(by_value)),
-    )
+    rates = build_schedules(config, workers, micro_batches)
+    schedule = rates[REST]
     parts = _optax_parts if is_factory(config.name, optimizers) else _table_parts
-    transform = optax.named_chain(*clips, *parts(config, schedule))
-    transform = _warning_of_patterns(config, transform)
+    moved = _grouped_parts(config, rates) if config.groups else parts(config, schedule)
+    transform = optax.named_chain(*_clips(config), *moved)
+    if _has_decay(config):
+        transform = check_at_init(transform, warn_of_patterns(config))
     if config.freeze:
         transform = check_at_init(
             freeze(transform, path_mask(config.freeze, None)),
             lambda params: check_frozen(config.freeze, params),
         )
+    if config.groups:
+        transform = check_at_init(
+            transform, lambda params: check_groups(config.groups, config.freeze, params)
+        )
+    if config.ema_decay is not None:
+        transform = with_average(transform, config.ema_decay, path_mask(config.freeze, None))
     return BuiltOptimizer(transform, schedule)
 
 
@@ -173,15 +215,32 @@ def decayed_params(
     """
     if not isinstance(config, OptimizerConfig):
         return None
-    if config.weight_decay == 0:
-        own = is_factory(config.name, optimizers)
-        return None if own else jax.tree.map(lambda _: False, params)
-    decayed = path_mask(config.weight_decay_include, config.weight_decay_exclude)(params)
+    if config.weight_decay == 0 and is_factory(config.name, optimizers):
+        return None
+    decays = decays_of(config.groups, config.weight_decay)
+    chosen = path_mask(config.weight_decay_include, config.weight_decay_exclude)(params)
     frozen = path_mask(config.freeze, None)(params)
-    return jax.tree.map(lambda chosen, still: chosen and not still, decayed, frozen)
+    return jax.tree.map(
+        lambda chosen, still, group: chosen and not still and decays[group] > 0,
+        chosen,
+        frozen,
+        label_params(config.groups, params),
+    )
 
 
 Parts = tuple[tuple[str, optax.GradientTransformation], ...]
+
+
+def _clips(config: OptimizerConfig) -> Parts:
+    whole, each = config.grad_clip_norm, config.grad_clip_norm_per_param
+    value = config.grad_clip_value
+    norms = [] if whole is None else [clip_by_global_norm(whole)]
+    norms += [] if each is None else [clip_each_norm(each)]
+    return (
+        # One key for both: with another one older checkpoints would not be read.
+        ("clip_norm", in_turn(*norms)),
+        ("clip_value", optax.identity() if value is None else optax.clip(value)),
+    )
 
 
 def _table_parts(config: OptimizerConfig, schedule: Schedule) -> Parts:
@@ -192,6 +251,29 @@ def _table_parts(config: OptimizerConfig, schedule: Schedule) -> Parts:
         ("weight_decay", decay_in_rate(config.weight_decay, mask)),
         ("learning_rate", optax.scale_by_learning_rate(schedule)),
     )
+
+
+def _grouped_parts(config: OptimizerConfig, rates: Mapping[str, Schedule]) -> Parts:
+    groups = config.groups
+    if not is_factory(config.name, optimizers):
+        optimizer, *_ = _table_parts(config, rates[REST])
+        mask = path_mask(config.weight_decay_include, config.weight_decay_exclude)
+        # Direction and state are those of one optimizer: groups can come and go in a run.
+        return (
+            optimizer,
+            ("weight_decay", decay_groups(groups, config.weight_decay, mask)),
+            ("learning_rate", scale_by_rates(groups, rates)),
+        )
+    takes_decay = "weight_decay" in inspect.signature(optimizer_factories()[config.name]).parameters
+    kwargs = {group.name: dict(config.kwargs) for group in groups} | {REST: dict(config.kwargs)}
+    for group in groups:
+        if group.weight_decay == 0 and takes_decay:
+            kwargs[group.name]["weight_decay"] = 0.0  # its default is not what was asked for
+    own = {
+        name: dataclasses.replace(config, groups=(), weight_decay=decay, kwargs=kwargs[name])
+        for name, decay in decays_of(groups, config.weight_decay).items()
+    }
+    return tuple(part_groups(groups, {n: dict(_optax_parts(own[n], rates[n])) for n in rates}))
 
 
 def _optax_parts(config: OptimizerConfig, schedule: Schedule) -> Parts:
@@ -222,33 +304,21 @@ def _trial_params() -> PyTree:
     return {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
 
 
-def _warning_of_patterns(
-    config: OptimizerConfig, transform: optax.GradientTransformation
-) -> optax.GradientTransformation:
-    warned: set[str] = set()  # a state is made several times: for its shapes, then for its values
-
-    def check(params: PyTree) -> None:
-        new = [name for name in unmatched_patterns(config, params) if name not in warned]
-        warned.update(new)
-        if new:
-            logger.warning(
-                "These weight decay patterns name no parameter: %s. Paths look like %r.",
-                ", ".join(map(repr, new)),
-                next(iter(flatten_with_paths(params)), ""),
-            )
-
-    return check_at_init(transform, check) if config.weight_decay > 0 else transform
+def _has_decay(config: OptimizerConfig) -> bool:
+    return any(decays_of(config.groups, config.weight_decay).values())
 
 
 def _number_problems(config: OptimizerConfig) -> list[str]:
-    found = []
+    found = source_problems(config.scale_lr_with)
     for name in ("beta1", "beta2", "momentum"):
         value = getattr(config, name)
         if value is not None and not 0 <= value < 1:
             found.append(f"{name}: found {value}, expected a number >= 0 and < 1.")
+    if config.ema_decay is not None and not 0 < config.ema_decay < 1:
+        found.append(f"ema_decay: found {config.ema_decay}, expected a number > 0 and < 1.")
     if not (config.weight_decay >= 0 and math.isfinite(config.weight_decay)):
         found.append(f"weight_decay: found {config.weight_decay}, expected a finite number >= 0.")
-    for name in ("eps", "grad_clip_norm", "grad_clip_value"):
+    for name in ("eps", "grad_clip_norm", "grad_clip_norm_per_param", "grad_clip_value"):
         value = getattr(config, name)
         if value is not None and not value > 0:
             found.append(f"{name}: found {value}, expected a number > 0.")
@@ -265,7 +335,7 @@ def _optax_problems(config: OptimizerConfig) -> list[str]:
             f"{config.kwargs[own_decay[0]]!r}. Give one of them."
         )
     patterns = config.weight_decay_include, config.weight_decay_exclude
-    if patterns != (None, None) and config.weight_decay == 0:
+    if patterns != (None, None) and not _has_decay(config):
         found.append(
             f"weight_decay: found 0 with patterns for it; they do not reach the decay inside "
             f"{config.name}. Set weight_decay, or remove weight_decay_include and _exclude."

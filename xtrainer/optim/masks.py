@@ -1,5 +1,6 @@
 """Which parameters does a rule act on? Masks from patterns of parameter paths."""
 
+import logging
 import re
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -7,6 +8,8 @@ from typing import Protocol
 from xtrainer.errors import ConfigError
 from xtrainer.tree import flatten_with_paths, map_with_paths, matches
 from xtrainer.types import PyTree
+
+_LOG = logging.getLogger(__name__)
 
 Patterns = Sequence[str] | None
 
@@ -55,6 +58,23 @@ def unmatched_patterns(config: DecayPatterns, params: PyTree) -> list[str]:
     """
     patterns = (*(config.weight_decay_include or ()), *(config.weight_decay_exclude or ()))
     return _unmatched(patterns, params)
+
+
+def warn_of_patterns(config: DecayPatterns) -> Callable[[PyTree], None]:
+    """Returns what warns, once for each, of the patterns that :func:`unmatched_patterns` finds."""
+    warned: set[str] = set()  # a state is made several times: for its shapes, then for its values
+
+    def check(params: PyTree) -> None:
+        new = [name for name in unmatched_patterns(config, params) if name not in warned]
+        warned.update(new)
+        if new:
+            _LOG.warning(
+                "These weight decay patterns name no parameter: %s. Paths look like %r.",
+                ", ".join(map(repr, new)),
+                next(iter(flatten_with_paths(params)), ""),
+            )
+
+    return check
 
 
 def check_frozen(patterns: Sequence[str], params: PyTree) -> None:

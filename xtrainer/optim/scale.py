@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from xtrainer.optim.ema import AveragingOptimizer
 from xtrainer.types import PyTree
 
 
@@ -25,7 +26,8 @@ def scalable(optimizer: optax.GradientTransformation) -> optax.GradientTransform
     """Returns an optimizer whose updates are multiplied by a number that is part of its state.
 
     For an optimizer whose updates are proportional to the learning rate, decoupled weight decay
-    included, that is the same as another learning rate.
+    included, that is the same as another learning rate. An average of the parameters is one of
+    what the multiplied updates make of them.
 
     Example:
         >>> transform = scalable(optax.sgd(1.0))
@@ -34,6 +36,9 @@ def scalable(optimizer: optax.GradientTransformation) -> optax.GradientTransform
         >>> transform.update(jnp.ones(1), state)[0].tolist()
         [-0.5]
     """
+
+    if isinstance(optimizer, AveragingOptimizer):
+        return optimizer.around(scalable(optimizer.inner))
 
     def init(params: PyTree) -> UpdateScale:
         return UpdateScale(jnp.ones((), jnp.float32))

@@ -26,6 +26,31 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(optax.init_empty_state, update)
 
 
+def clip_each_norm(max_norm: float) -> optax.GradientTransformation:
+    """Returns a transformation that shortens the gradient of each parameter to ``max_norm``.
+
+    Norms are summed as in :func:`clip_by_global_norm`; one of NaN leaves its parameter's gradient
+    as it is.
+    """
+
+    def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
+        del params
+        return jax.tree.map(lambda g: _shorten(g, _global_norm(g), max_norm), updates), state
+
+    return optax.GradientTransformation(optax.init_empty_state, update)
+
+
+def in_turn(*transforms: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Returns transformations without a state as one, whose state is that of a single one."""
+
+    def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
+        for transform in transforms:
+            updates, state = transform.update(updates, state, params)
+        return updates, state
+
+    return optax.GradientTransformation(optax.init_empty_state, update)
+
+
 def decay_in_rate(
     weight_decay: float, mask: Callable[[PyTree], PyTree]
 ) -> optax.GradientTransformation:

@@ -11,11 +11,13 @@ from xtrainer.launch import process_count
 from xtrainer.loggers import run_folder
 from xtrainer.loop import StopReason
 from xtrainer.metrics import parameter_table
-from xtrainer.optim import decayed_params, frozen_patterns, path_mask
+from xtrainer.optim import OptimizerConfig, decayed_params, frozen_patterns, label_params, path_mask
+from xtrainer.state import TrainState
 from xtrainer.trainer import compiled
 from xtrainer.trainer.assemble import model_layout
 from xtrainer.trainer.parts import TrainerParts
 from xtrainer.tree import num_elements
+from xtrainer.types import PyTree
 
 
 class TrainerAnswers(TrainerParts):
@@ -34,6 +36,13 @@ class TrainerAnswers(TrainerParts):
         """The run folder."""
         return run_folder(self.trainer_config.logger)
 
+    def evaluated_state(self) -> TrainState:
+        """Returns the state that evaluations use: with ``EMAConfig``, of averaged parameters."""
+        state = self.state
+        for callback in self.callbacks:
+            state = callback.evaluated_state(state)
+        return state
+
     def tabulate_params(self) -> str:
         """Returns a table of the parameters: layout, size in all and per device, optimizer.
 
@@ -41,10 +50,17 @@ class TrainerAnswers(TrainerParts):
         """
         params = self.state.params
         frozen = path_mask(frozen_patterns(self.optimizer_config), None)(params)
-        table = parameter_table(params, decayed_params(self.optimizer_config, params), frozen)
+        parts = decayed_params(self.optimizer_config, params), frozen, self._groups(params)
+        table = parameter_table(params, *parts)
         exmp_input = jax.eval_shape(self.batch_to_input, batch_spec(self.exmp_batch))
         where = (self.mesh, self.model_config.parallel)
         return "\n".join([table, *model_layout(self.run_model_init, exmp_input, *where).unused])
+
+    def _groups(self, params: PyTree) -> PyTree | None:
+        config = self.optimizer_config
+        if not isinstance(config, OptimizerConfig) or not config.groups:
+            return None
+        return label_params(config.groups, params)
 
     def get_num_params(self) -> int:
         """Returns the number of parameters."""
@@ -56,17 +72,21 @@ class TrainerAnswers(TrainerParts):
         for callback in self.callbacks:
             callback.set_dataset(dataset)
 
-    def learning_rate(self, step: int, skipped: int | None = None) -> float | None:
+    def learning_rate(
+        self, step: int, skipped: int | None = None, group: str | None = None
+    ) -> float | None:
         """Returns the learning rate that the update of a step used; None where it is not known.
 
         Args:
             step: The step; of a refused one, the rate of the last update before it.
             skipped: Refused steps up to that one; as many as by now where None.
+            group: One of ``group_schedules``; None: that of the parameters of no group.
         """
-        if self.lr_schedule is None:
+        schedule = self.lr_schedule if group is None else self.group_schedules[group]
+        if schedule is None:
             return None
         updates = step - (self.progress.skipped if skipped is None else skipped)
-        rate = float(jax.device_get(self.lr_schedule(max(updates - 1, 0))))
+        rate = float(jax.device_get(schedule(max(updates - 1, 0))))
         return rate * self.trainer_config.rollback_lr_scale ** len(self.progress.rollbacks)
 
     @property

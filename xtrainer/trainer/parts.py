@@ -1,6 +1,7 @@
 """What is a trainer made of? Configs become a mesh, a model, a state and compiled steps."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar, cast
 
 import jax
@@ -28,8 +29,10 @@ from xtrainer.loggers import LoggerConfig, build_loggers
 from xtrainer.loop import Ledger, OpenRows, RowKeeper, Setback, StopReason, Watcher
 from xtrainer.metrics import DeviceMetrics
 from xtrainer.optim import (
+    REST,
     OptimizerConfig,
     build_optimizer,
+    build_schedules,
     frozen_patterns,
     scalable,
 )
@@ -45,7 +48,7 @@ from xtrainer.trainer.assemble import (
 )
 from xtrainer.trainer.black_box import BlackBox
 from xtrainer.trainer.config import ModelConfig, TrainerConfig
-from xtrainer.trainer.saving import check_folders, config_to_json
+from xtrainer.trainer.saving import check_averages, check_folders, config_to_json
 from xtrainer.trainer.seams import TrainerSeams
 from xtrainer.trainer.shapes import wants_shapes
 from xtrainer.trainer.shared import check_same_configs
@@ -55,6 +58,7 @@ from xtrainer.types import (
     BatchLike,
     HostMetrics,
     PyTree,
+    Schedule,
 )
 
 
@@ -65,6 +69,7 @@ class TrainerParts(TrainerSeams):
     """
 
     model_class: ClassVar[Any] = None
+    group_schedules: Mapping[str, Schedule] = MappingProxyType({})
     """The model's class, for a ``ModelConfig`` and for checkpoints that name none."""
     carried: Any
     """The state as the newest step has left it, perhaps flat, or one that is being compiled;
@@ -178,8 +183,12 @@ class TrainerParts(TrainerSeams):
     def init_optimizer(
         self, optimizer_config: OptimizerConfig | optax.GradientTransformation
     ) -> None:
-        """Sets ``optimizer`` and ``lr_schedule``."""
-        self.optimizer, self.lr_schedule = build_optimizer(optimizer_config)
+        """Sets ``optimizer``, ``lr_schedule`` and ``group_schedules``."""
+        counts = self.batch_layout.num_shards, self.trainer_config.gradient_accumulate_steps
+        self.optimizer, self.lr_schedule = build_optimizer(optimizer_config, *counts)
+        if isinstance(optimizer_config, OptimizerConfig):
+            rates = build_schedules(optimizer_config, *counts)
+            self.group_schedules = {name: rate for name, rate in rates.items() if name != REST}
         if self.trainer_config.rollback_lr_scale != 1:
             self.optimizer = scalable(self.optimizer)
 
@@ -208,6 +217,7 @@ class TrainerParts(TrainerSeams):
         # What the others log and remember of a step belongs into its checkpoint.
         self.callbacks = sorted(made, key=lambda callback: isinstance(callback, ModelCheckpoint))
         check_folders(self.callbacks)
+        check_averages(self.callbacks)
 
     def create_jitted_functions(self) -> None:
         """Sets the compiled steps (compiled when first called) and what prepares their batches."""

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import optax
 
+from xtrainer.callbacks import EMA, EMAConfig
 from xtrainer.checkpoint import restore_partial
 from xtrainer.config import Config
 from xtrainer.counts import MAX_COUNT, as_int
@@ -37,7 +38,8 @@ def configs_from_meta(
     if any(not isinstance(saved.get(part), Mapping) for part in ("trainer", "model")):
         raise ConfigError("The checkpoint holds no configs of a trainer. Build one, and load them.")
     # A folder of compiled programs that a file names would be trusted as this user's own.
-    quiet: dict[str, Any] = {"logger": None, "callbacks": [], "compilation_cache": False}
+    callbacks = _evaluating(saved)
+    quiet: dict[str, Any] = {"logger": None, "callbacks": callbacks, "compilation_cache": False}
     quiet |= {"train_exceptions": [], "test_exceptions": []}  # classes cannot be saved
     trainer = {**saved["trainer"], **quiet, "enable_progress_bar": False}
     model = dict(saved["model"])
@@ -88,9 +90,21 @@ def best_or_latest(folder: str | Path) -> Path:
 
 def load_model_parts(trainer: TrainerView, step_folder: Path, meta: Mapping[str, Any]) -> None:
     """Puts a checkpoint's model, step and progress into a trainer that will evaluate it."""
-    parts = restore_partial(step_folder, (*MODEL_PARTS, "step"), trainer.state)
+    parts = (*MODEL_PARTS, "step")
+    if any(isinstance(callback, EMA) for callback in trainer.callbacks):
+        parts = (*parts, "opt_state")
+    parts = restore_partial(step_folder, parts, trainer.state)
     trainer.state = trainer.state.replace(**parts)
     trainer.progress = Progress.from_json(meta["progress"])
+
+
+def _evaluating(saved: Mapping[str, Any]) -> list[Any]:
+    """Returns the saved configs of callbacks by which evaluations give what they gave before."""
+    optimizer = saved.get("optimizer") or {}
+    if optimizer.get("ema_decay") is None:
+        return []
+    callbacks = saved["trainer"].get("callbacks") or []
+    return [one for one in callbacks if one.get("class_name") == EMAConfig.__name__]
 
 
 def _typed(value: Any) -> Any:

@@ -6,7 +6,7 @@ import signal
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from xtrainer.callbacks import ModelCheckpoint
+from xtrainer.callbacks import EMA, ModelCheckpoint
 from xtrainer.checkpoint import restore_partial
 from xtrainer.launch import peers
 from xtrainer.launch.exits import note_end_of_run
@@ -152,7 +152,10 @@ def _test_best(trainer: TrainerView, test_loader: Any) -> HostMetrics:
         folder, damaged = choose_step(callback.folder, "best")
         for path, problems in damaged.items():
             _LOG.error("%s is damaged and is not tested: %s", path, "; ".join(problems[:5]))
-        parts = restore_partial(folder, MODEL_PARTS, last)
+        # The average that the best model was judged by is in the state of its optimizer.
+        averages = any(isinstance(one, EMA) for one in trainer.callbacks)
+        tested = (*MODEL_PARTS, "opt_state") if averages else MODEL_PARTS
+        parts = restore_partial(folder, tested, last)
         trainer.state = last.replace(**parts)
         return trainer.test_model(
             test_loader, apply_callbacks=True, epoch_idx=trainer.progress.epoch

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from xtrainer.callbacks import Callback, ModelCheckpoint
+from xtrainer.callbacks import EMA, Callback, ModelCheckpoint
 from xtrainer.checkpoint import (
     CheckpointItems,
     checked_step,
@@ -113,6 +113,21 @@ def check_folders(callbacks: Sequence[Callback]) -> None:
             f"Found several ModelCheckpoint callbacks that save to {', '.join(sorted(shared))}, "
             "expected a folder for each. Set ModelCheckpointConfig(log_path=...), or use one of "
             "them: it keeps the best checkpoints and the newest."
+        )
+
+
+def check_averages(callbacks: Sequence[Callback]) -> None:
+    """Checks that a model which was judged by averaged parameters is saved with the average.
+
+    Raises:
+        ConfigError: If the state of the optimizer, which holds it, is not saved.
+    """
+    saved = [c.config.save_optimizer_state for c in callbacks if isinstance(c, ModelCheckpoint)]
+    if any(isinstance(c, EMA) for c in callbacks) and not all(saved):
+        raise ConfigError(
+            "callbacks: found EMAConfig beside ModelCheckpointConfig(save_optimizer_state=False), "
+            "expected True: the average is part of the optimizer's state, and without it a "
+            "checkpoint is not the model that was evaluated."
         )
 
 
