@@ -2,11 +2,18 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from xtrainer.callbacks.base import Callback, CallbackConfig
 from xtrainer.callbacks.view import CallbackTrainer
 from xtrainer.errors import ConfigError, MetricError, did_you_mean
+from xtrainer.metrics import (
+    Direction,
+    DirectionMode,
+    direction_of,
+    mode_problems,
+    warn_of_unknown_direction,
+)
 from xtrainer.types import JSON, HostMetrics
 
 
@@ -17,8 +24,9 @@ class EarlyStoppingConfig(CallbackConfig):
     monitor: str = "loss"
     """A validation metric (``loss``, of a named set ``SET_loss``), or a training epoch's
     (``train/loss``). Without a validation set, that of training epochs."""
-    mode: Literal["min", "max"] = "min"
-    """Whether the best value is the smallest or the largest."""
+    mode: DirectionMode = "auto"
+    """Whether the best value is the smallest or the largest; ``"auto"``: as the metric's name says
+    (largest for ``accuracy``), or the smallest."""
     min_delta: float = 0.0
     """By how much more than this a value must be better than the best to be an improvement."""
     patience: int = 3
@@ -35,15 +43,18 @@ class EarlyStoppingConfig(CallbackConfig):
     """A NaN or an infinity ends the run at once. Otherwise it is a value without an improvement; it
     is never the best."""
 
+    @property
+    def direction(self) -> Direction:
+        """Whether the best value is the smallest or the largest."""
+        return direction_of(self.mode, self.monitor)
+
     def create(self, trainer: CallbackTrainer, data_module: Any = None) -> "EarlyStopping":
         """Returns the callback."""
         return EarlyStopping(self, trainer, data_module)
 
     def problems(self) -> list[str]:
         """Returns settings that cannot be."""
-        found = super().problems()
-        if self.mode not in ("min", "max"):
-            found.append(f"mode: found {self.mode!r}, expected 'min' or 'max'.")
+        found = super().problems() + mode_problems(self.mode)
         if not (self.min_delta >= 0 and math.isfinite(self.min_delta)):
             found.append(f"min_delta: found {self.min_delta}, expected a number >= 0.")
         for name in ("patience", "patience_steps"):
@@ -110,7 +121,7 @@ def reason_to_stop(config: EarlyStoppingConfig, now: Standing) -> str | None:
     value = now.value
     if value is None:
         return None
-    sign = 1 if config.mode == "min" else -1
+    sign = 1 if config.direction == "min" else -1
     name, at = repr(config.monitor), f"at step {now.step}"
     if config.check_finite and not math.isfinite(value):
         return f"{name} is not finite {at}: {value}."
@@ -137,7 +148,7 @@ def reason_to_stop(config: EarlyStoppingConfig, now: Standing) -> str | None:
 
 def _gain(config: EarlyStoppingConfig, value: float, best: float) -> float:
     """Returns by how much more than ``min_delta`` a value is better than the best."""
-    return (best - value if config.mode == "min" else value - best) - config.min_delta
+    return (best - value if config.direction == "min" else value - best) - config.min_delta
 
 
 class EarlyStopping(Callback):
@@ -155,6 +166,7 @@ class EarlyStopping(Callback):
     ) -> None:
         super().__init__(config, trainer, data_module)
         self.standing: Standing | None = None
+        warn_of_unknown_direction("EarlyStopping", config.mode, config.monitor)
 
     @property
     def monitors_training(self) -> bool:
