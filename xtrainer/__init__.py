@@ -26,6 +26,7 @@ with epy.lazy_api_imports(globals()):
         LearningRateMonitorConfig,
         ModelCheckpointConfig,
         ProgressBarConfig,
+        ReduceLROnPlateauConfig,
         ThroughputConfig,
     )
     from xtrainer.config import Config, check_configs, parse_config
@@ -84,6 +85,7 @@ __all__ = [
     "PretrainedMap",
     "Progress",
     "ProgressBarConfig",
+    "ReduceLROnPlateauConfig",
     "SchedulerConfig",
     "StepSettings",
     "StopReason",

@@ -83,6 +83,10 @@ class CallbackTrainer(Protocol):
         """Returns the learning rate that the update of a step used; None: not known."""
         ...
 
+    def update_learning_rate(self) -> None:
+        """Lets the next step use the product of all callbacks' ``learning_rate_factor``."""
+        ...
+
     def step_flops(self) -> float:
         """Returns the floating-point operations of a training step, of all devices together."""
         ...

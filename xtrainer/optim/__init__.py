@@ -15,7 +15,7 @@ from xtrainer.optim.build import (
     frozen_patterns,
 )
 from xtrainer.optim.masks import path_mask, unmatched_patterns
-from xtrainer.optim.scale import scalable, set_update_scale
+from xtrainer.optim.scale import is_scalable, scalable, set_update_scale
 from xtrainer.optim.schedules import SchedulerConfig, build_schedule
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "decayed_params",
     "frozen_patterns",
     "path_mask",
+    "is_scalable",
     "scalable",
     "set_update_scale",
     "unmatched_patterns",

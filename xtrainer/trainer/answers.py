@@ -14,6 +14,7 @@ from xtrainer.optim import decayed_params, frozen_patterns, path_mask
 from xtrainer.trainer import compiled
 from xtrainer.trainer.assemble import model_layout
 from xtrainer.trainer.parts import TrainerParts
+from xtrainer.trainer.rate import rate_factor, set_rate
 from xtrainer.tree import num_elements
 
 
@@ -66,7 +67,17 @@ class TrainerAnswers(TrainerParts):
             return None
         updates = step - (self.progress.skipped if skipped is None else skipped)
         rate = float(jax.device_get(self.lr_schedule(max(updates - 1, 0))))
-        return rate * self.trainer_config.rollback_lr_scale ** len(self.progress.rollbacks)
+        now = rate_factor(self.trainer_config, self.progress, self.callbacks)
+        return rate * self.rates.of_update(step, now)
+
+    def update_learning_rate(self) -> None:
+        """Lets the next step use the product of all callbacks' ``learning_rate_factor``.
+
+        Raises:
+            ConfigError: If the optimizer was not built for that, see
+                ``CallbackConfig.changes_learning_rate``.
+        """
+        set_rate(self)
 
     def step_flops(self) -> float:
         """Returns the floating-point operations of a step on a full batch, of all devices."""
