@@ -16,6 +16,7 @@ from etils import epy
 # Each name is imported when it is used first, so that `import xtrainer` takes no time of its own.
 with epy.lazy_api_imports(globals()):
     from xtrainer.callbacks import (
+        BatchSizeGrowthConfig,
         Callback,
         CallbackConfig,
         EarlyStopping,
@@ -60,6 +61,7 @@ with epy.lazy_api_imports(globals()):
 __all__ = [
     "ArrayLoader",
     "Batch",
+    "BatchSizeGrowthConfig",
     "Callback",
     "CallbackConfig",
     "Config",

@@ -5,6 +5,7 @@ Synopsis:
 """
 
 from xtrainer.callbacks.base import Callback, CallbackConfig, build_callbacks
+from xtrainer.callbacks.batch_growth import BatchSizeGrowth, BatchSizeGrowthConfig
 from xtrainer.callbacks.checkpoint import ModelCheckpoint, ModelCheckpointConfig
 from xtrainer.callbacks.early_stopping import EarlyStopping, EarlyStoppingConfig
 from xtrainer.callbacks.extended_evaluation import ExtendedEvaluation, ExtendedEvaluationConfig
@@ -17,6 +18,8 @@ from xtrainer.callbacks.throughput import Throughput, ThroughputConfig
 from xtrainer.callbacks.view import CallbackTrainer
 
 __all__ = [
+    "BatchSizeGrowth",
+    "BatchSizeGrowthConfig",
     "Callback",
     "CallbackConfig",
     "CallbackTrainer",

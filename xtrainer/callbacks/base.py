@@ -30,6 +30,11 @@ class CallbackConfig(Config):
         """Whether its callback has a ``learning_rate_factor``; the optimizer is built for one."""
         return False
 
+    @property
+    def changes_batch_size(self) -> bool:
+        """Whether its callback may change the size of training batches."""
+        return False
+
     def create(self, trainer: CallbackTrainer, data_module: Any = None) -> "Callback":
         """Returns the callback that this config describes.
 

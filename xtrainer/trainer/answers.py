@@ -1,7 +1,8 @@
 """What can be asked of a trainer? Its step, sizes and rates, and that it ends a run."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 
@@ -11,10 +12,11 @@ from xtrainer.loggers import run_folder
 from xtrainer.loop import StopReason
 from xtrainer.metrics import parameter_table
 from xtrainer.optim import decayed_params, frozen_patterns, path_mask
-from xtrainer.trainer import compiled
+from xtrainer.trainer import compiled, resize
 from xtrainer.trainer.assemble import model_layout
 from xtrainer.trainer.parts import TrainerParts
 from xtrainer.trainer.rate import rate_factor, set_rate
+from xtrainer.trainer.view import TrainerView
 from xtrainer.tree import num_elements
 
 
@@ -78,6 +80,39 @@ class TrainerAnswers(TrainerParts):
                 ``CallbackConfig.changes_learning_rate``.
         """
         set_rate(self)
+
+    @property
+    def train_batch_size(self) -> int:
+        """Rows of a full batch of the training pass under way, of all processes.
+
+        Raises:
+            ConfigError: If there is no training loader yet, or it cannot change them.
+        """
+        return resize.train_batch_size(cast(TrainerView, self))
+
+    def check_batch_sizes(self, sizes: Sequence[int]) -> None:
+        """Refuses batch sizes that training cannot meet, all at once; tells of the others.
+
+        Raises:
+            ConfigError: Listing them.
+        """
+        resize.check_batch_sizes(cast(TrainerView, self), sizes)
+
+    def set_batch_size(self, rows: int, begun: Callable[[int], None] = lambda rows: None) -> None:
+        """Makes training batches larger or smaller from the next pass on.
+
+        The step is compiled for them meanwhile. The training loader must be able to change them
+        (:class:`xtrainer.types.ResizableLoader`).
+
+        Args:
+            rows: Of a full batch, of all processes.
+            begun: Called with ``rows`` when the first pass of that size begins.
+
+        Raises:
+            ConfigError: If there is no training loader yet, or it cannot change them.
+            LoaderError: If there can be no such batches.
+        """
+        resize.set_batch_size(cast(TrainerView, self), rows, begun)
 
     def step_flops(self) -> float:
         """Returns the floating-point operations of a step on a full batch, of all devices."""

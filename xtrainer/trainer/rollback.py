@@ -14,6 +14,7 @@ from xtrainer.launch import broadcast
 from xtrainer.loop import Loaders, Setback
 from xtrainer.state import Rollback
 from xtrainer.trainer.rate import set_rate
+from xtrainer.trainer.resize import begin_with_size, changes_batch_size
 from xtrainer.trainer.resume import load_usable
 from xtrainer.trainer.view import TrainerView
 
@@ -78,6 +79,8 @@ def roll_back(trainer: TrainerView, loaders: Loaders) -> bool:
     ]  # fmt: skip
     set_rate(trainer)
     trainer.sources.of(loaders.train.loader, "train")  # puts it where the checkpoint says
+    if changes_batch_size(trainer.trainer_config):
+        begin_with_size(trainer)
     trainer.stop_reason, trainer.stop_detail = None, ""
     return True
 
