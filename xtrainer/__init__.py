@@ -16,6 +16,7 @@ from etils import epy
 # Each name is imported when it is used first, so that `import xtrainer` takes no time of its own.
 with epy.lazy_api_imports(globals()):
     from xtrainer.callbacks import (
+        BatchSizeGrowthConfig,
         Callback,
         CallbackConfig,
         EarlyStopping,
@@ -27,6 +28,7 @@ with epy.lazy_api_imports(globals()):
         LearningRateMonitorConfig,
         ModelCheckpointConfig,
         ProgressBarConfig,
+        ReduceLROnPlateauConfig,
         ThroughputConfig,
     )
     from xtrainer.checkpoint import find_last_checkpoint
@@ -67,6 +69,7 @@ with epy.lazy_api_imports(globals()):
 __all__ = [
     "ArrayLoader",
     "Batch",
+    "BatchSizeGrowthConfig",
     "Callback",
     "CallbackConfig",
     "Config",
@@ -93,6 +96,7 @@ __all__ = [
     "PretrainedMap",
     "Progress",
     "ProgressBarConfig",
+    "ReduceLROnPlateauConfig",
     "SchedulerConfig",
     "StepSettings",
     "StopReason",

@@ -79,6 +79,31 @@ class ShardedLoader(Protocol):
 
 
 @runtime_checkable
+class ResizableLoader(Protocol):
+    """A loader whose batches can become larger, one pass after the other.
+
+    Its ``get_state`` names the size, where that is not the one it was made with, so that a run goes
+    on in the midst of a pass.
+    """
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of the batches of the pass under way, over all processes."""
+        ...
+
+    def set_batch_size(self, batch_size: int) -> None:
+        """Gives batches of so many rows, over all processes, from the next pass on.
+
+        The length stays that of the pass under way until then. What is asked for later counts, and
+        ``set_state`` forgets it.
+
+        Raises:
+            LoaderError: If there can be no such batches.
+        """
+        ...
+
+
+@runtime_checkable
 class FingerprintedLoader(Protocol):
     """A loader that can tell its data from others, so that no run goes on with others unnoticed."""
 

@@ -5,17 +5,22 @@ Synopsis:
 """
 
 from xtrainer.callbacks.base import Callback, CallbackConfig, build_callbacks
+from xtrainer.callbacks.batch_growth import BatchSizeGrowth, BatchSizeGrowthConfig
 from xtrainer.callbacks.checkpoint import ModelCheckpoint, ModelCheckpointConfig
 from xtrainer.callbacks.early_stopping import EarlyStopping, EarlyStoppingConfig
 from xtrainer.callbacks.ema import EMA, EMAConfig
 from xtrainer.callbacks.extended_evaluation import ExtendedEvaluation, ExtendedEvaluationConfig
 from xtrainer.callbacks.lr_monitor import LearningRateMonitor, LearningRateMonitorConfig
+from xtrainer.callbacks.lr_plateau import ReduceLROnPlateau, ReduceLROnPlateauConfig
+from xtrainer.callbacks.monitor import Monitoring, MonitoringConfig
 from xtrainer.callbacks.profiler import JaxProfiler, JaxProfilerConfig
 from xtrainer.callbacks.progress_bar import ProgressBar, ProgressBarConfig
 from xtrainer.callbacks.throughput import Throughput, ThroughputConfig
 from xtrainer.callbacks.view import CallbackTrainer
 
 __all__ = [
+    "BatchSizeGrowth",
+    "BatchSizeGrowthConfig",
     "Callback",
     "CallbackConfig",
     "CallbackTrainer",
@@ -31,8 +36,12 @@ __all__ = [
     "LearningRateMonitorConfig",
     "ModelCheckpoint",
     "ModelCheckpointConfig",
+    "Monitoring",
+    "MonitoringConfig",
     "ProgressBar",
     "ProgressBarConfig",
+    "ReduceLROnPlateau",
+    "ReduceLROnPlateauConfig",
     "Throughput",
     "ThroughputConfig",
     "build_callbacks",

@@ -26,6 +26,16 @@ class CallbackConfig(Config):
     main_process_only: bool = False
     """Whether other processes go without this callback."""
 
+    @property
+    def changes_learning_rate(self) -> bool:
+        """Whether its callback has a ``learning_rate_factor``; the optimizer is built for one."""
+        return False
+
+    @property
+    def changes_batch_size(self) -> bool:
+        """Whether its callback may change the size of training batches."""
+        return False
+
     def create(self, trainer: CallbackTrainer, data_module: Any = None) -> "Callback":
         """Returns the callback that this config describes.
 
@@ -82,6 +92,15 @@ class Callback(Hooks):
                 f"{type(self.config).__name__}(log_path=...)."
             )
         return self.trainer.log_path / name
+
+    @property
+    def learning_rate_factor(self) -> float:
+        """What the learning rate is multiplied by, besides its schedule; part of the state.
+
+        Override it where the config says ``changes_learning_rate``, let it change in a hook of an
+        epoch or a validation only, and call ``trainer.update_learning_rate()`` after it has.
+        """
+        return 1.0
 
     def set_dataset(self, dataset: Any) -> None:
         """Receives the dataset that ``TrainerModule.set_dataset`` was given."""

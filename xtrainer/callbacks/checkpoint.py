@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import jax
 
@@ -25,6 +25,7 @@ from xtrainer.errors import (
     did_you_mean,
 )
 from xtrainer.launch import broadcast, is_main_process, process_count
+from xtrainer.metrics import Direction, DirectionMode, direction_of, warn_of_unknown_direction
 from xtrainer.types import HostMetrics
 
 _LOG = logging.getLogger(__name__)
@@ -37,8 +38,9 @@ class ModelCheckpointConfig(CallbackConfig):
     monitor: str | None = None
     """Metric that tells which checkpoint is best: a validation metric (``loss``), or a training
     epoch's (``train/loss``). None: only the newest ones are kept."""
-    mode: Literal["min", "max"] = "min"
-    """Whether the best value is the smallest or the largest."""
+    mode: DirectionMode = "auto"
+    """Whether the best value is the smallest or the largest; ``"auto"``: as the metric's name says
+    (largest for ``accuracy``), or the smallest."""
     max_to_keep: int | None = 1
     """How many of the best are kept; the newest two are kept besides. None: all."""
     every_n_steps: int = -1
@@ -71,6 +73,11 @@ class ModelCheckpointConfig(CallbackConfig):
     log_path: str | None = None
     """Folder of the checkpoints; None: ``checkpoints`` in the run folder."""
 
+    @property
+    def direction(self) -> Direction:
+        """Whether the best value is the smallest or the largest."""
+        return direction_of(self.mode, self.monitor or "loss")
+
     def create(self, trainer: CallbackTrainer, data_module: Any = None) -> "ModelCheckpoint":
         """Returns the callback."""
         return ModelCheckpoint(self, trainer, data_module)
@@ -102,6 +109,7 @@ class ModelCheckpoint(Callback):
     ) -> None:
         super().__init__(config, trainer, data_module)
         self.folder = self.own_folder(config.log_path, "checkpoints")
+        warn_of_unknown_direction("ModelCheckpoint", config.mode, config.monitor or "loss")
         self._manager: CheckpointManager | None = None
         self._saved_step: int | None = None
         self._wanted: HostMetrics | None = None
@@ -258,7 +266,7 @@ class ModelCheckpoint(Callback):
             self._manager = CheckpointManager(
                 self.folder,
                 max_to_keep=config.max_to_keep,
-                monitor_mode=None if config.monitor is None else config.mode,
+                monitor_mode=None if config.monitor is None else config.direction,
                 async_save=config.enable_async_checkpointing,
                 save_timeout_s=self.trainer.trainer_config.save_timeout_s,
             )
@@ -329,6 +337,6 @@ class ModelCheckpoint(Callback):
     def _remember_best(self, value: float, step: int) -> None:
         progress, name = self.trainer.progress, str(self.config.monitor)
         old = progress.best.get(name, {}).get("value")
-        better = old is None or (value < old if self.config.mode == "min" else value > old)
+        better = old is None or (value < old if self.config.direction == "min" else value > old)
         if math.isfinite(value) and better:
             progress.best[name] = {"value": value, "step": step, "epoch": progress.epoch}

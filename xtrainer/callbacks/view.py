@@ -1,6 +1,6 @@
 """What may a callback read and call on a trainer?"""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -88,6 +88,28 @@ class CallbackTrainer(Protocol):
         self, step: int, skipped: int | None = None, group: str | None = None
     ) -> float | None:
         """Returns the learning rate that the update of a step used; None: not known."""
+        ...
+
+    def update_learning_rate(self) -> None:
+        """Lets the next step use the product of all callbacks' ``learning_rate_factor``."""
+        ...
+
+    @property
+    def train_batch_size(self) -> int:
+        """Rows of a full batch of the training pass under way, of all processes."""
+        ...
+
+    def check_batch_sizes(self, sizes: Sequence[int]) -> None:
+        """Refuses batch sizes that training cannot meet, all at once; tells of the others."""
+        ...
+
+    def set_batch_size(self, rows: int, begun: Callable[[int], None]) -> None:
+        """Makes training batches larger or smaller from the next pass on.
+
+        Args:
+            rows: Of a full batch, of all processes.
+            begun: Called with ``rows`` when the first pass of that size begins.
+        """
         ...
 
     def step_flops(self) -> float:

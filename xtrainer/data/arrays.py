@@ -9,9 +9,11 @@ import numpy as np
 from xtrainer.counts import as_int, wanted_count
 from xtrainer.data.batch import num_rows
 from xtrainer.data.fingerprint import array_fingerprint
-from xtrainer.data.shard import shard_rows
+from xtrainer.data.shard import check_resize, shard_rows
 from xtrainer.errors import LoaderError
 from xtrainer.types import JSON, BatchLike, DataShard, PyTree
+
+_STATE = {"pass", "batch", "batch_size"}
 
 
 class ArrayLoader:
@@ -52,20 +54,22 @@ class ArrayLoader:
                 "batch_size >= 1, seed >= 0."
             )
         batch_size, seed = as_int(batch_size), as_int(seed)
-        self.batch_size = batch_size
+        self.batch_size: int = batch_size
+        """Rows of the batches of the pass under way."""
         self.shuffle = shuffle
         self.seed = seed
         self.drop_last = drop_last
         self.endless = endless
-        spare = 0 if drop_last else batch_size - 1
-        self.num_batches: int = (self.num_examples + spare) // batch_size
+        self.num_batches: int = self._count(batch_size)
         if self.num_batches == 0:
             raise LoaderError(
                 f"Found {self.num_examples} rows for batch_size={batch_size} and "
                 f"drop_last={drop_last}, expected at least one batch. Give more rows, a smaller "
                 "batch_size or drop_last=False."
             )
+        self._shard = DataShard()
         self._rows = slice(0, batch_size)
+        self._first_size = self._next_size = batch_size
         self._pass = 0
         self._batch = 0
         self._continue = True
@@ -87,6 +91,8 @@ class ArrayLoader:
         if not self._continue and self._batch > 0:
             self._pass, self._batch = self._pass + 1, 0
         self._continue = False
+        if self._batch == 0:
+            self._resize(self._next_size)
         self._current = _ArrayIterator(self, self._pass, self._batch)
         return self._current
 
@@ -105,6 +111,33 @@ class ArrayLoader:
             [[2, 3], []]
         """
         self._rows = shard_rows(shard, self.batch_size)
+        self._shard = shard
+
+    def set_batch_size(self, batch_size: int) -> None:
+        """Gives batches of so many rows from the next pass on, see ``ResizableLoader``.
+
+        Raises:
+            LoaderError: If there are fewer rows, or the batch size does not divide into the parts
+                of the processes; or if the loader is endless, which has no next pass.
+
+        Example:
+            >>> loader = ArrayLoader({"inputs": np.arange(4)}, batch_size=1)
+            >>> loader.set_batch_size(2)
+            >>> len(loader), [batch["inputs"].tolist() for batch in loader], len(loader)
+            (4, [[0, 1], [2, 3]], 2)
+        """
+        sizes = (batch_size, self.batch_size, self.num_examples)
+        check_resize(*sizes, self._shard, ends=not self.endless)
+        self._next_size = as_int(batch_size)
+
+    def _resize(self, batch_size: int) -> None:
+        if batch_size != self.batch_size:
+            self.num_batches = self._count(batch_size)
+            self._rows = shard_rows(self._shard, batch_size)
+            self.batch_size = self._next_size = batch_size
+
+    def _count(self, batch_size: int) -> int:
+        return (self.num_examples + (0 if self.drop_last else batch_size - 1)) // batch_size
 
     def fingerprint(self) -> str:
         """Returns what tells the arrays from others: their number of rows, and some of them.
@@ -116,8 +149,13 @@ class ArrayLoader:
         return self._fingerprint
 
     def get_state(self) -> JSON:
-        """Returns the pass, and how many of its batches the newest iterator has given."""
-        return {"pass": self._pass, "batch": self._batch}
+        """Returns the pass, and how many of its batches the newest iterator has given.
+
+        And the size of its batches, where that is not the one the loader was made with.
+        """
+        state = {"pass": self._pass, "batch": self._batch}
+        grown = self.batch_size != self._first_size
+        return {**state, "batch_size": self.batch_size} if grown else state
 
     def set_state(self, state: JSON) -> None:
         """Makes the next ``iter()`` go on where ``get_state`` was called.
@@ -125,16 +163,20 @@ class ArrayLoader:
         Raises:
             LoaderError: If the state is not of this loader.
         """
-        expected = f"{{'pass': >= 0, 'batch': 0 to {self.num_batches}}}"
-        good = isinstance(state, dict) and set(state) == {"pass", "batch"}
-        if good:
-            values = (state["pass"], state["batch"])
-            good = all(type(value) is int and value >= 0 for value in values)
-        if not good or state["batch"] > self.num_batches:
+        good = isinstance(state, dict) and set(state) | {"batch_size"} == _STATE
+        values = {"batch_size": self._first_size, **state} if good else {}
+        good = good and all(type(value) is int and value >= 0 for value in values.values())
+        size = values["batch_size"] if good else self._first_size
+        good = good and 0 < size <= max(self.num_examples, self._first_size)
+        good = good and values["batch"] <= self._count(size)
+        if not good:
             raise LoaderError(
-                f"Found the loader state {state!r}, expected {expected}. Use the arrays and the "
-                "batch_size of the run that saved it."
+                f"Found the loader state {state!r}, expected {{'pass': >= 0, 'batch': 0 to "
+                f"{self._count(self._first_size)}}}. Use the arrays and the batch_size of the run "
+                "that saved it."
             )
+        self._resize(size)
+        self._next_size = size
         self._pass, self._batch = state["pass"], state["batch"]
         self._continue = True
         self._current = None  # an iterator from before must not move the position any more

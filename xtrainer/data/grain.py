@@ -10,6 +10,7 @@ own rows itself, and what its state means is its own affair: that of an ``IterDa
 batches of one process, and that of a ``DataLoader`` is refused by every other shard and count.
 """
 
+import dataclasses
 import multiprocessing
 import os
 import signal
@@ -24,7 +25,7 @@ import jax
 import numpy as np
 
 from xtrainer.counts import MAX_COUNT, MAX_SEED, as_int, wanted_count
-from xtrainer.data.shard import shard_rows
+from xtrainer.data.shard import check_resize, shard_rows
 from xtrainer.data.stream import BatchPlan, PartReader, PartSource, SampleStream, stack
 from xtrainer.errors import LoaderError, require
 from xtrainer.types import JSON, BatchLike, DataShard
@@ -122,7 +123,8 @@ class GrainLoader:
                 "repeat() to num_epochs, or shuffle in the dataset."
             )
         self.num_samples = num_samples
-        self.batch_size = batch_size
+        self.batch_size: int = batch_size
+        """Samples of the batches of the pass under way."""
         self.num_epochs = None if num_samples == sys.maxsize else num_epochs
         self._plan = plan
         self._pass_samples = num_samples * (self.num_epochs or 1)
@@ -130,7 +132,9 @@ class GrainLoader:
             _samples(grain, source, shuffle, seed, transforms), collate or stack
         )
         self._options = (num_workers, num_threads, read_ahead)
+        self._shard = DataShard()
         self._rows = slice(0, batch_size)
+        self._first_size = self._next_size = batch_size
         self._position = 0
         self._ended = False
         self._continue = True
@@ -155,6 +159,8 @@ class GrainLoader:
                 self._position = passes * self._pass_samples
             self._ended = False
         self._continue = False
+        if not self._ended and self._position % self._pass_samples == 0:
+            self._resize(self._next_size)
         self._current = _Pass(self)
         return self._current
 
@@ -167,6 +173,24 @@ class GrainLoader:
             LoaderError: If there is no such part, or the batch size does not divide into them.
         """
         self._rows = shard_rows(shard, self.batch_size)
+        self._shard = shard
+
+    def set_batch_size(self, batch_size: int) -> None:
+        """Gives batches of so many samples from the next pass on, see ``ResizableLoader``.
+
+        Raises:
+            LoaderError: If an epoch has fewer samples, or the batch size does not divide into the
+                parts of the processes; or if a pass has no end.
+        """
+        sizes = (batch_size, self.batch_size, self.num_samples)
+        check_resize(*sizes, self._shard, ends=self.num_epochs is not None)
+        self._next_size = as_int(batch_size)
+
+    def _resize(self, batch_size: int) -> None:
+        if batch_size != self.batch_size:
+            self._plan = dataclasses.replace(self._plan, batch_size=batch_size)
+            self._rows = shard_rows(self._shard, batch_size)
+            self.batch_size = self._next_size = batch_size
 
     def example(self) -> BatchLike:
         """Returns the first batch of the first epoch, whole, and leaves the position as it is."""
@@ -177,12 +201,17 @@ class GrainLoader:
         return f"{self.num_samples} samples"
 
     def get_state(self) -> JSON:
-        """Returns the number of the next sample, and whether the newest pass is over."""
-        return {
+        """Returns the number of the next sample, and whether the newest pass is over.
+
+        And the size of its batches, where that is not the one the loader was made with.
+        """
+        state = {
             "next_sample": self._position,
             "num_samples": self.num_samples,
             "pass_ended": self._ended,
         }
+        grown = self.batch_size != self._first_size
+        return {**state, "batch_size": self.batch_size} if grown else state
 
     def set_state(self, state: JSON) -> None:
         """Makes the next ``iter()`` go on where ``get_state`` was called, in whatever process.
@@ -190,7 +219,9 @@ class GrainLoader:
         Raises:
             LoaderError: If the state is not of such a loader, or the samples have become others.
         """
-        good = isinstance(state, dict) and set(state) == _STATE
+        good = isinstance(state, dict) and set(state) - {"batch_size"} == _STATE
+        size = state.get("batch_size", self._first_size) if good else 0
+        good = good and not wanted_count(size, 1, max(self.num_samples, self._first_size))
         good = good and type(state["next_sample"]) is int and type(state["pass_ended"]) is bool
         if not good or state["next_sample"] < 0:
             raise LoaderError(
@@ -203,6 +234,8 @@ class GrainLoader:
                 f"of {self.num_samples}: with another number, the order is another. Use the data "
                 "of the run that saved it, or begin with a new loader."
             )
+        self._resize(size)
+        self._next_size = size
         saved, ended = state["next_sample"], state["pass_ended"]
         self._position = self._plan.batch(saved, 0).start
         if self._position > saved and self.num_epochs:  # a tail too small for this batch size

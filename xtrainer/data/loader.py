@@ -4,7 +4,7 @@ import functools
 import logging
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from xtrainer.data.loader_state import state_from_json, state_to_json
@@ -29,6 +29,7 @@ class LoaderSource:
         name: What the loader is called in messages, such as ``"train"``.
 
     Attributes:
+        on_new_pass: Called when a new pass has begun.
         is_quick: Whether batches have come faster than a thread could hand them over.
         timeout_s: Seconds that a reader waits for a batch at most; 0 or less: for ever.
 
@@ -62,6 +63,7 @@ class LoaderSource:
         self._ended = False
         self._error: Exception | None = None
         self._reader: object | None = None
+        self.on_new_pass: Callable[[], None] = lambda: None
         self.is_quick = False
         self.timeout_s = 0.0
         self._own = Owner()
@@ -205,6 +207,7 @@ class LoaderSource:
         self._to_skip = 0
         self._open(self._position.pass_index + (0 if fresh else 1))
         self._position = self._produced
+        self.on_new_pass()
 
     def restore(self, position: LoaderPosition) -> None:
         """Puts the loader behind the batch that was used last when ``position`` was taken.

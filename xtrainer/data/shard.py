@@ -1,5 +1,6 @@
 """Which rows of a global batch does a process read? Those of its part, in one order for all."""
 
+from xtrainer.counts import wanted_count
 from xtrainer.errors import LoaderError
 from xtrainer.types import DataShard
 
@@ -33,3 +34,31 @@ def shard_rows(shard: DataShard, batch_size: int) -> slice:
         )
     rows = batch_size // count
     return slice(index * rows, (index + 1) * rows)
+
+
+def check_resize(batch_size: int, now: int, num_rows: int, shard: DataShard, ends: bool) -> None:
+    """Checks that the next pass over some rows can have batches of another size.
+
+    Args:
+        batch_size: Rows of a full batch over all parts.
+        now: Rows of a full batch now, which can always stay so.
+        num_rows: Rows that there are.
+        shard: The part that is read.
+        ends: Whether a pass has an end.
+
+    Raises:
+        LoaderError: If it cannot.
+    """
+    if type(batch_size) is int and batch_size == now:
+        return
+    if wanted_count(batch_size, 1, num_rows):
+        raise LoaderError(
+            f"Found batch_size={batch_size!r} for {num_rows} rows, expected a whole number from 1 "
+            "to that. Ask for smaller batches."
+        )
+    if not ends:
+        raise LoaderError(
+            f"Found batch_size={batch_size} for a loader whose pass has no end, expected one that "
+            "ends: a new size begins with the next pass. Training begins one pass after the other."
+        )
+    shard_rows(shard, batch_size)

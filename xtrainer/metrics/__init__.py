@@ -8,6 +8,14 @@ Synopsis:
 """
 
 from xtrainer.metrics.accumulate import LOG_MODES, DeviceMetrics, MetricLayout, accumulate
+from xtrainer.metrics.direction import (
+    Direction,
+    DirectionMode,
+    better_when,
+    direction_of,
+    mode_problems,
+    warn_of_unknown_direction,
+)
 from xtrainer.metrics.host import HostWindow, finish, start_to_host, to_host
 from xtrainer.metrics.norms import global_norm, norms_per_param
 from xtrainer.metrics.summary import parameter_table, spec_text
@@ -15,14 +23,20 @@ from xtrainer.metrics.summary import parameter_table, spec_text
 __all__ = [
     "LOG_MODES",
     "DeviceMetrics",
+    "Direction",
+    "DirectionMode",
     "HostWindow",
     "MetricLayout",
     "accumulate",
+    "better_when",
+    "direction_of",
     "finish",
     "global_norm",
+    "mode_problems",
     "norms_per_param",
     "parameter_table",
     "spec_text",
     "start_to_host",
     "to_host",
+    "warn_of_unknown_direction",
 ]

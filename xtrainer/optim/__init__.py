@@ -18,7 +18,7 @@ from xtrainer.optim.ema import AverageState, averaged_params, has_average, with_
 from xtrainer.optim.groups import REST, ParamGroupConfig, label_params
 from xtrainer.optim.masks import path_mask, unmatched_patterns
 from xtrainer.optim.rate import build_schedules
-from xtrainer.optim.scale import scalable, set_update_scale
+from xtrainer.optim.scale import is_scalable, scalable, set_update_scale
 from xtrainer.optim.schedules import SchedulerConfig, build_schedule
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "has_average",
     "label_params",
     "path_mask",
+    "is_scalable",
     "scalable",
     "set_update_scale",
     "unmatched_patterns",

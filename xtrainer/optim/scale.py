@@ -52,6 +52,12 @@ def scalable(optimizer: optax.GradientTransformation) -> optax.GradientTransform
     return optax.chain(optimizer, scale)
 
 
+def is_scalable(opt_state: PyTree) -> bool:
+    """Says whether a state is that of a :func:`scalable` optimizer."""
+    is_scale = lambda x: isinstance(x, UpdateScale)  # noqa: E731
+    return any(map(is_scale, jax.tree.leaves(opt_state, is_leaf=is_scale)))
+
+
 def set_update_scale(
     opt_state: PyTree, scale: float, put: Callable[[np.ndarray, Any], jax.Array]
 ) -> PyTree:

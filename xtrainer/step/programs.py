@@ -88,6 +88,11 @@ class Programs:
         """Returns how many programs there are."""
         return len(self._found)
 
+    @property
+    def steps(self) -> set[int]:
+        """For how many steps in one call there are programs."""
+        return {key[-1] for key in self._found if isinstance(key, tuple)}
+
     def ahead(
         self, key: Hashable, function: Any, arguments: Mapping[str, Any]
     ) -> Future[jax.stages.Compiled]:

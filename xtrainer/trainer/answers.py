@@ -1,7 +1,8 @@
 """What can be asked of a trainer? Its step, sizes and rates, and that it ends a run."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 
@@ -13,9 +14,11 @@ from xtrainer.loop import StopReason
 from xtrainer.metrics import parameter_table
 from xtrainer.optim import OptimizerConfig, decayed_params, frozen_patterns, label_params, path_mask
 from xtrainer.state import TrainState
-from xtrainer.trainer import compiled
+from xtrainer.trainer import compiled, resize
 from xtrainer.trainer.assemble import model_layout
 from xtrainer.trainer.parts import TrainerParts
+from xtrainer.trainer.rate import rate_factor, set_rate
+from xtrainer.trainer.view import TrainerView
 from xtrainer.tree import num_elements
 from xtrainer.types import PyTree
 
@@ -87,7 +90,50 @@ class TrainerAnswers(TrainerParts):
             return None
         updates = step - (self.progress.skipped if skipped is None else skipped)
         rate = float(jax.device_get(schedule(max(updates - 1, 0))))
-        return rate * self.trainer_config.rollback_lr_scale ** len(self.progress.rollbacks)
+        now = rate_factor(self.trainer_config, self.progress, self.callbacks)
+        return rate * self.rates.of_update(step, now)
+
+    def update_learning_rate(self) -> None:
+        """Lets the next step use the product of all callbacks' ``learning_rate_factor``.
+
+        Raises:
+            ConfigError: If the optimizer was not built for that, see
+                ``CallbackConfig.changes_learning_rate``.
+        """
+        set_rate(self)
+
+    @property
+    def train_batch_size(self) -> int:
+        """Rows of a full batch of the training pass under way, of all processes.
+
+        Raises:
+            ConfigError: If there is no training loader yet, or it cannot change them.
+        """
+        return resize.train_batch_size(cast(TrainerView, self))
+
+    def check_batch_sizes(self, sizes: Sequence[int]) -> None:
+        """Refuses batch sizes that training cannot meet, all at once; tells of the others.
+
+        Raises:
+            ConfigError: Listing them.
+        """
+        resize.check_batch_sizes(cast(TrainerView, self), sizes)
+
+    def set_batch_size(self, rows: int, begun: Callable[[int], None] = lambda rows: None) -> None:
+        """Makes training batches larger or smaller from the next pass on.
+
+        The step is compiled for them meanwhile. The training loader must be able to change them
+        (:class:`xtrainer.types.ResizableLoader`).
+
+        Args:
+            rows: Of a full batch, of all processes.
+            begun: Called with ``rows`` when the first pass of that size begins.
+
+        Raises:
+            ConfigError: If there is no training loader yet, or it cannot change them.
+            LoaderError: If there can be no such batches.
+        """
+        resize.set_batch_size(cast(TrainerView, self), rows, begun)
 
     @property
     def mean_step_s(self) -> float:

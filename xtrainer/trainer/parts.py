@@ -48,6 +48,7 @@ from xtrainer.trainer.assemble import (
 )
 from xtrainer.trainer.black_box import BlackBox
 from xtrainer.trainer.config import ModelConfig, TrainerConfig
+from xtrainer.trainer.rate import RateFactors, changes_rate
 from xtrainer.trainer.saving import check_averages, check_folders, config_to_json
 from xtrainer.trainer.seams import TrainerSeams
 from xtrainer.trainer.shapes import wants_shapes
@@ -124,7 +125,7 @@ class TrainerParts(TrainerSeams):
         self.stop_reason, self.stop_detail, self.first_step = None, "", True
         self.stop_wanted, self.setback, self.dataset, self.is_own_state = None, None, None, False
         self.row_keeper, self.restored_rows, self.may_save_failed = OpenRows(), None, False
-        self.interrupts = Interrupts(enabled=False)
+        self.interrupts, self.rates = Interrupts(enabled=False), RateFactors()
         self.black_box = BlackBox(cast(TrainerView, self))
         peers.watch()  # also where the program has joined the processes without xtrainer
         if cache := trainer_config.compilation_cache:  # before anything is compiled
@@ -189,7 +190,7 @@ class TrainerParts(TrainerSeams):
         if isinstance(optimizer_config, OptimizerConfig):
             rates = build_schedules(optimizer_config, *counts)
             self.group_schedules = {name: rate for name, rate in rates.items() if name != REST}
-        if self.trainer_config.rollback_lr_scale != 1:
+        if changes_rate(self.trainer_config):
             self.optimizer = scalable(self.optimizer)
 
     def init_model(self, exmp_input: PyTree) -> None:

@@ -12,9 +12,9 @@ from xtrainer.checkpoint import list_steps
 from xtrainer.errors import CheckpointNotFoundError, ConfigError, NoUsableCheckpointError
 from xtrainer.launch import broadcast
 from xtrainer.loop import Loaders, Setback
-from xtrainer.optim import set_update_scale
-from xtrainer.parallel import put_global
 from xtrainer.state import Rollback
+from xtrainer.trainer.rate import set_rate
+from xtrainer.trainer.resize import begin_with_size, changes_batch_size
 from xtrainer.trainer.resume import load_usable
 from xtrainer.trainer.view import TrainerView
 
@@ -77,8 +77,10 @@ def roll_back(trainer: TrainerView, loaders: Loaders) -> bool:
     trainer.progress.rollbacks = [
         *done, Rollback(setback.last, to_step, setback.text, setback.batches)
     ]  # fmt: skip
-    _scale_updates(trainer)
+    set_rate(trainer)
     trainer.sources.of(loaders.train.loader, "train")  # puts it where the checkpoint says
+    if changes_batch_size(trainer.trainer_config):
+        begin_with_size(trainer)
     trainer.stop_reason, trainer.stop_detail = None, ""
     return True
 
@@ -95,14 +97,6 @@ def _load_before(trainer: TrainerView, callback: ModelCheckpoint, setback: Setba
         )
         return False
     return True
-
-
-def _scale_updates(trainer: TrainerView) -> None:
-    factor = trainer.trainer_config.rollback_lr_scale
-    if factor != 1.0:
-        scale = factor ** len(trainer.progress.rollbacks)
-        opt_state = set_update_scale(trainer.state.opt_state, scale, put_global)
-        trainer.state = trainer.state.replace(opt_state=opt_state)
 
 
 def tell_of_rollback(trainer: TrainerView) -> None:

@@ -57,6 +57,10 @@ class Sources:
             self._put(source, self._waiting.pop(name), self._data.get(name))
         return source
 
+    def current(self, name: str) -> LoaderSource | None:
+        """Returns the source of the newest loader of a name; None before there is one."""
+        return self._current.get(name)
+
     def of_sets(self, loaders: Any, mode: str) -> dict[str | None, LoaderSource]:
         """Returns the sources of one set or of a dictionary of sets, by prefix."""
         if loaders is None:

@@ -16,6 +16,8 @@ from xtrainer.loop import Agenda, Loaders, Plan, agree_on_first_batch, every, no
 from xtrainer.parallel import put_global
 from xtrainer.state import GuardState
 from xtrainer.step import PlacedBatch, StepReport
+from xtrainer.trainer.rate import RateFactors, rate_factor
+from xtrainer.trainer.resize import changes_batch_size
 from xtrainer.trainer.rollback import prepare_rollbacks
 from xtrainer.trainer.saving import config_to_json
 from xtrainer.trainer.view import TrainerView
@@ -38,8 +40,11 @@ def check_and_compile(trainer: TrainerView, plan: Plan, loaders: Loaders, test_l
                 "number of epochs or steps on every process."
             )
     trainer.has_validation = bool(loaders.val) and plan.validates
-    trainer.total_steps = plan.total_steps(loaders.train.length)
+    grows = changes_batch_size(trainer.trainer_config)  # passes become shorter: nobody knows when
+    trainer.total_steps = plan.total_steps(None if grows else loaders.train.length)
     _reset_guard(trainer)
+    factors = (trainer.trainer_config, trainer.progress, trainer.callbacks)
+    trainer.rates = RateFactors(rate_factor(*factors))
     trainer.notify("on_training_start")  # the last that may refuse before anything is compiled
     prepare_rollbacks(trainer, loaders)
     if not plan.done(trainer.progress):

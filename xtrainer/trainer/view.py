@@ -17,6 +17,7 @@ from xtrainer.state import Progress, TrainState
 from xtrainer.step import EvalExecutor, StepSettings, TrainExecutor
 from xtrainer.trainer.batches import BatchPreparer
 from xtrainer.trainer.config import ModelConfig, TrainerConfig
+from xtrainer.trainer.rate import RateFactors
 from xtrainer.trainer.sources import Sources
 from xtrainer.types import ApplyFn, BatchLike, HostMetrics, LossOutput, PRNGKey, PyTree
 
@@ -46,6 +47,7 @@ class TrainerView(LoopTrainer, Protocol):
     total_steps: int | None
     logger: LoggerTool
     is_own_state: bool
+    rates: RateFactors
 
     @property
     def log_path(self) -> Path | None:
