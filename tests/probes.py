@@ -227,6 +227,7 @@ class Repeatable:
         trainer.progress, trainer.sources = xt.Progress(), sources
         trainer.stop_reason, trainer.stop_detail, trainer.dataset = None, "", None
         trainer.is_own_state, trainer.restored_rows, trainer.row_keeper = False, None, OpenRows()
+        trainer.history.restore({}, 0, keep=False)
         trainer.init_logger(logger)
         if folder is None:
             trainer.logger = Memory()

@@ -9,6 +9,7 @@ from xtrainer.callbacks.checkpoint import ModelCheckpoint, ModelCheckpointConfig
 from xtrainer.callbacks.early_stopping import EarlyStopping, EarlyStoppingConfig
 from xtrainer.callbacks.extended_evaluation import ExtendedEvaluation, ExtendedEvaluationConfig
 from xtrainer.callbacks.lr_monitor import LearningRateMonitor, LearningRateMonitorConfig
+from xtrainer.callbacks.metrics_table import MetricsTable, MetricsTableConfig
 from xtrainer.callbacks.profiler import JaxProfiler, JaxProfilerConfig
 from xtrainer.callbacks.progress_bar import ProgressBar, ProgressBarConfig
 from xtrainer.callbacks.throughput import Throughput, ThroughputConfig
@@ -26,6 +27,8 @@ __all__ = [
     "JaxProfilerConfig",
     "LearningRateMonitor",
     "LearningRateMonitorConfig",
+    "MetricsTable",
+    "MetricsTableConfig",
     "ModelCheckpoint",
     "ModelCheckpointConfig",
     "ProgressBar",

@@ -8,6 +8,7 @@ Synopsis:
 """
 
 from xtrainer.metrics.accumulate import LOG_MODES, DeviceMetrics, MetricLayout, accumulate
+from xtrainer.metrics.history import History, Row, row_from_json, row_to_json
 from xtrainer.metrics.host import HostWindow, finish, start_to_host, to_host
 from xtrainer.metrics.norms import global_norm, norms_per_param
 from xtrainer.metrics.summary import parameter_table, spec_text
@@ -15,13 +16,17 @@ from xtrainer.metrics.summary import parameter_table, spec_text
 __all__ = [
     "LOG_MODES",
     "DeviceMetrics",
+    "History",
     "HostWindow",
     "MetricLayout",
+    "Row",
     "accumulate",
     "finish",
     "global_norm",
     "norms_per_param",
     "parameter_table",
+    "row_from_json",
+    "row_to_json",
     "spec_text",
     "start_to_host",
     "to_host",

@@ -11,6 +11,7 @@ from xtrainer.checkpoint import restore_partial
 from xtrainer.launch import peers
 from xtrainer.launch.exits import note_end_of_run
 from xtrainer.launch.interrupts import BrokenOff, Interrupts, asked_to_end, describe
+from xtrainer.loggers.base import host_floats
 from xtrainer.loop import (
     Loaders,
     Plan,
@@ -121,7 +122,9 @@ def _test(trainer: TrainerView, test_loader: Any, results: dict[str, HostMetrics
     """Adds the test; where that is broken off, the run has not ended as it should."""
     try:
         with trainer.ledger.spent("validation"), trainer.interrupts.breaking_off():
-            results["test"] = _test_best(trainer, test_loader)
+            results["test"] = found = _test_best(trainer, test_loader)
+        progress = trainer.progress
+        trainer.history.add("test", progress.step, progress.epoch, host_floats(found))
     except BrokenOff:
         asked, trainer.stop_reason = trainer.interrupts.asked, None
         trainer.end_run(*agree_on_end(None if asked is None else _wish(asked)))

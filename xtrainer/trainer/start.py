@@ -38,6 +38,7 @@ def check_and_compile(trainer: TrainerView, plan: Plan, loaders: Loaders, test_l
                 "number of epochs or steps on every process."
             )
     trainer.has_validation = bool(loaders.val) and plan.validates
+    trainer.validation_sets = tuple(loaders.val)
     trainer.total_steps = plan.total_steps(loaders.train.length)
     _reset_guard(trainer)
     trainer.notify("on_training_start")  # the last that may refuse before anything is compiled

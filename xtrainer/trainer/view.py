@@ -43,6 +43,7 @@ class TrainerView(LoopTrainer, Protocol):
     compiled_train_step: TrainExecutor
     compiled_eval_step: EvalExecutor
     has_validation: bool
+    validation_sets: tuple[str | None, ...]
     total_steps: int | None
     logger: LoggerTool
     is_own_state: bool
