@@ -182,6 +182,8 @@ class Repeatable:
     FREE = {
         "check_val_every_n_epoch",
         "check_val_every_n_steps",
+        "checks_per_epoch",
+        "evaluate_training_set",
         "max_steps_in_flight",
         "enable_progress_bar",
         "on_changed_data",

@@ -78,6 +78,7 @@ def _train(
 ) -> dict[str, HostMetrics]:
     results: dict[str, HostMetrics] = {}
     try:
+        plan = plan.with_checks(trainer.trainer_config.checks_per_epoch, loaders.train.length)
         check_and_compile(trainer, plan, loaders, test_loader)
         trainer.is_own_state = True
         results = run_training(trainer, loaders, plan)

@@ -91,6 +91,8 @@ def make_agenda(trainer: TrainerView, plan: Plan, train_length: int | None) -> A
     due = [every(plan.log_every_n_steps), *(hook.next_step for hook in trainer.step_hooks())]
     if plan.val_every_n_steps:
         due.append(every(plan.val_every_n_steps))
+    if plan.val_points:
+        due.append(lambda step: plan.next_check(step, trainer.progress))
     steps = 1 if config.debug else config.steps_per_dispatch
     if steps > 1 and process_count() > 1 and plan.passes_end_epochs and train_length is None:
         steps = 1  # the others would not know how many steps this process's pass still has
