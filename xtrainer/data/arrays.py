@@ -106,6 +106,16 @@ class ArrayLoader:
         """
         self._rows = shard_rows(shard, self.batch_size)
 
+    def for_evaluation(self) -> "ArrayLoader":
+        """Returns a loader of all rows in their order, once, whose place is its own.
+
+        Example:
+            >>> loader = ArrayLoader({"inputs": np.arange(3)}, 2, shuffle=True, drop_last=True)
+            >>> [batch["inputs"].tolist() for batch in loader.for_evaluation()]
+            [[0, 1], [2]]
+        """
+        return ArrayLoader(self.arrays, self.batch_size)
+
     def fingerprint(self) -> str:
         """Returns what tells the arrays from others: their number of rows, and some of them.
 

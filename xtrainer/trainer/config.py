@@ -40,6 +40,11 @@ class TrainerConfig(Config):
     checks_per_epoch: int = -1
     """Instead: validations in each epoch, evenly spread over its steps, the last one at its end. So
     many steps as ``steps_per_epoch`` says, or else the length of the training loader; -1: none."""
+    evaluate_training_set: bool = False
+    """Evaluate the training set too, without updates, at each validation: as one more set called
+    ``train`` (``train_loss``, ...), whole and in its order, wherever training stands in it. Without
+    it there are the metrics gathered while training, with other parameters at each step. The
+    training loader is a list, an ``ArrayLoader``, a ``GrainLoader`` or has ``for_evaluation()``."""
     check_for_nan: bool = True
     """End the run as ``nonfinite_policy`` says when a step is not finite. Such a step never changes
     the state, with False neither: it is then refused, counted, and training goes on."""

@@ -24,6 +24,7 @@ from xtrainer.trainer import overview, run, saving, start
 from xtrainer.trainer import resume as resuming
 from xtrainer.trainer.folders import held_folders
 from xtrainer.trainer.restoring import TrainerRestoring
+from xtrainer.trainer.training_set import validation_sets
 from xtrainer.types import BatchLike, HostMetrics
 
 
@@ -99,7 +100,8 @@ class TrainerModule(TrainerRestoring):
         )
         with held_folders(self):
             resuming.resume_run(self, resume)
-            val = self.sources.of_sets(val_loader, "val")
+            sets = (val_loader, train_loader, config.evaluate_training_set)
+            val = validation_sets(self.sources, *sets)
             loaders = Loaders(self.sources.of(train_loader, "train"), val)
             return run.train(self, plan, loaders, test_loader)
 
