@@ -176,6 +176,14 @@ class TrainerModule(TrainerRestoring):
         plan = (num_epochs, num_train_steps, steps_per_epoch)
         overview.log_facts(overview.training_facts(self, *plan, length, lengths))
 
+    def log_training_summary(self) -> None:
+        """Logs why a run has ended, how far it came, its best and last metrics, and its time.
+
+        ``train_model`` calls it last, also after an error; the loggers get the text
+        ``training_summary``.
+        """
+        overview.log_summary(self)
+
     # How the loop and the callbacks see this trainer.
 
     @property

@@ -77,10 +77,11 @@ def _train(
     trainer: TrainerView, plan: Plan, loaders: Loaders, test_loader: Any
 ) -> dict[str, HostMetrics]:
     results: dict[str, HostMetrics] = {}
+    has_begun = False
     try:
         plan = plan.with_checks(trainer.trainer_config.checks_per_epoch, loaders.train.length)
         check_and_compile(trainer, plan, loaders, test_loader)
-        trainer.is_own_state = True
+        trainer.is_own_state = has_begun = True
         results = run_training(trainer, loaders, plan)
         while roll_back(trainer, loaders):
             rewind_logs(trainer)
@@ -92,8 +93,7 @@ def _train(
         trainer.notify("on_training_end")
         if test_loader is not None and _may_test(_reason(trainer)):
             _test(trainer, test_loader, results)
-        trainer.ledger.snapshot()
-        _LOG.info("Time of this trainer: %s.", trainer.ledger.summary())
+        trainer.log_training_summary()
         trainer.ledger.warn_of_large_parts()
     except BaseException as error:
         peers.announce(error)  # before anything that other processes would have to take part in
@@ -101,7 +101,8 @@ def _train(
         explain_memory(trainer, error)
         if trainer.is_own_state:  # else nothing has run
             trainer.black_box.died(error)
-        _run_all(_last_words(trainer, error), first=error)
+        summary = [trainer.log_training_summary] if has_begun else []
+        _run_all([*_last_words(trainer, error), *summary], first=error)
         _close(trainer, first=error)
         raise
     _close(trainer, first=None)

@@ -97,6 +97,10 @@ class TrainerView(LoopTrainer, Protocol):
         """Says what is about to run."""
         ...
 
+    def log_training_summary(self) -> None:
+        """Says what has run."""
+        ...
+
     def on_exception(self, error: BaseException) -> None:
         """See ``Hooks``."""
         ...
