@@ -23,7 +23,9 @@ ROWS = 4
 """Rows of a numbered batch."""
 
 ALL_HOOKS = tuple(name for name in vars(Hooks) if name.startswith("on_") or name == "finalize")
-HOOKS = tuple(name for name in ALL_HOOKS if name != "on_rollback")
+HOOKS = tuple(
+    name for name in ALL_HOOKS if name not in ("on_rollback", "on_checkpoint", "on_best_checkpoint")
+)
 """Those that are called in every run."""
 
 Batch = dict[str, np.ndarray]

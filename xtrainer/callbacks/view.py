@@ -68,6 +68,10 @@ class CallbackTrainer(Protocol):
         """The names of the sets of a validation; None: one without a name."""
         ...
 
+    def notify(self, hook: str, *args: Any) -> None:
+        """Calls a hook of the trainer and of every callback that is due."""
+        ...
+
     def request_stop(self, *, detail: str = "") -> None:
         """Ends the run after this step, on all processes.
 
