@@ -23,7 +23,9 @@ ROWS = 4
 """Rows of a numbered batch."""
 
 ALL_HOOKS = tuple(name for name in vars(Hooks) if name.startswith("on_") or name == "finalize")
-HOOKS = tuple(name for name in ALL_HOOKS if name != "on_rollback")
+HOOKS = tuple(
+    name for name in ALL_HOOKS if name not in ("on_rollback", "on_checkpoint", "on_best_checkpoint")
+)
 """Those that are called in every run."""
 
 Batch = dict[str, np.ndarray]
@@ -182,6 +184,8 @@ class Repeatable:
     FREE = {
         "check_val_every_n_epoch",
         "check_val_every_n_steps",
+        "checks_per_epoch",
+        "evaluate_training_set",
         "max_steps_in_flight",
         "enable_progress_bar",
         "on_changed_data",
@@ -227,6 +231,7 @@ class Repeatable:
         trainer.progress, trainer.sources = xt.Progress(), sources
         trainer.stop_reason, trainer.stop_detail, trainer.dataset = None, "", None
         trainer.is_own_state, trainer.restored_rows, trainer.row_keeper = False, None, OpenRows()
+        trainer.history.restore({}, 0, keep=False)
         trainer.init_logger(logger)
         if folder is None:
             trainer.logger = Memory()

@@ -54,6 +54,14 @@ class Hooks:
         """Called after a run has gone back to the checkpoint of a step, see
         ``TrainerConfig.nonfinite_policy``; state, progress and loaders are those of that step."""
 
+    def on_checkpoint(self, step_idx: int) -> None:
+        """Called on all processes when the save of a step was begun, by each ``ModelCheckpoint``;
+        it may still be being written, and a step saved already is not saved again."""
+
+    def on_best_checkpoint(self, step_idx: int) -> None:
+        """Called when a step that is saved is the best so far by the metric that its
+        ``ModelCheckpoint`` monitors; after ``on_checkpoint`` where it was saved just now."""
+
     def on_exception(self, error: BaseException) -> None:
         """Called once when training ends by an error, before anything is closed."""
 

@@ -1,6 +1,6 @@
 """The shared words of every room: aliases, and the protocols of what users hand in."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
@@ -112,6 +112,15 @@ class FingerprintedLoader(Protocol):
 
         It is asked for once; a version of the data set will do.
         """
+        ...
+
+
+@runtime_checkable
+class EvaluableLoader(Protocol):
+    """A loader whose set can be evaluated while it is trained on."""
+
+    def for_evaluation(self) -> Iterable[Any]:
+        """Returns a loader of one whole pass, the same at every ``iter()``, with its own place."""
         ...
 
 

@@ -23,6 +23,7 @@ from xtrainer.errors import ConfigError
         ("max_consecutive_nonfinite", 0, "max_consecutive_nonfinite: found 0"),
         ("check_val_every_n_epoch", 0, "found 0, expected >= 1, or -1 for no validation"),
         ("check_val_every_n_steps", -2, "found -2, expected >= 1, or -1 for no validation"),
+        ("checks_per_epoch", 0, "checks_per_epoch: found 0, expected >= 1, or -1"),
         ("hang_timeout_s", float("inf"), "hang_timeout_s: found inf, expected seconds, or 0 for"),
         ("save_timeout_s", float("nan"), "save_timeout_s: found nan, expected seconds, or 0 for"),
         ("startup_timeout_s", "60", r"startup_timeout_s: found '60' \(str\)"),

@@ -12,6 +12,7 @@ from xtrainer.callbacks.ema import EMA, EMAConfig
 from xtrainer.callbacks.extended_evaluation import ExtendedEvaluation, ExtendedEvaluationConfig
 from xtrainer.callbacks.lr_monitor import LearningRateMonitor, LearningRateMonitorConfig
 from xtrainer.callbacks.lr_plateau import ReduceLROnPlateau, ReduceLROnPlateauConfig
+from xtrainer.callbacks.metrics_table import MetricsTable, MetricsTableConfig
 from xtrainer.callbacks.monitor import Monitoring, MonitoringConfig
 from xtrainer.callbacks.profiler import JaxProfiler, JaxProfilerConfig
 from xtrainer.callbacks.progress_bar import ProgressBar, ProgressBarConfig
@@ -34,6 +35,8 @@ __all__ = [
     "JaxProfilerConfig",
     "LearningRateMonitor",
     "LearningRateMonitorConfig",
+    "MetricsTable",
+    "MetricsTableConfig",
     "ModelCheckpoint",
     "ModelCheckpointConfig",
     "Monitoring",

@@ -274,13 +274,17 @@ class ModelCheckpoint(Callback):
 
     def _save(self, metrics: HostMetrics | None, step: int) -> None:
         value = None if metrics is None else metrics.get(self.monitored or "")
-        if value is not None:
-            self._remember_best(value, step)
-        config = self.config
-        if step != self._saved_step:
+        is_best = value is not None and self._remember_best(value, step)
+        config, is_saved = self.config, step == self._saved_step
+        if not is_saved:
             self._start_save(step, metrics or {}, value)
         elif value is not None:  # saved by steps, before its metrics were known
             self._open().rank(step, value)
+        if step == self._saved_step:  # else the save has failed, and may
+            if not is_saved:
+                self.trainer.notify("on_checkpoint", step)
+            if is_best:
+                self.trainer.notify("on_best_checkpoint", step)
         if metrics is not None and self.monitored is not None and value is None:
             raise MetricError(
                 f"ModelCheckpoint monitors {config.monitor!r}, which is not among the metrics of "
@@ -334,9 +338,12 @@ class ModelCheckpoint(Callback):
         if self._failures >= self.config.max_failed_saves:
             self.trainer.request_stop()
 
-    def _remember_best(self, value: float, step: int) -> None:
+    def _remember_best(self, value: float, step: int) -> bool:
+        """Notes a value that is better than all before; says whether it is."""
         progress, name = self.trainer.progress, str(self.config.monitor)
         old = progress.best.get(name, {}).get("value")
         better = old is None or (value < old if self.config.direction == "min" else value > old)
-        if math.isfinite(value) and better:
-            progress.best[name] = {"value": value, "step": step, "epoch": progress.epoch}
+        if not (math.isfinite(value) and better):
+            return False
+        progress.best[name] = {"value": value, "step": step, "epoch": progress.epoch}
+        return True

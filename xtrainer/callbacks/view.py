@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 
 from xtrainer.checkpoint import CheckpointItems
 from xtrainer.loggers import LoggerTool
+from xtrainer.metrics import History
 from xtrainer.state import Progress, TrainState
 from xtrainer.types import BatchLike, HostMetrics, Schedule
 
@@ -26,6 +27,7 @@ class CallbackTrainer(Protocol):
 
     state: TrainState
     progress: Progress
+    history: History
     mesh: Mesh
     dataset: Any
     may_save_failed: bool
@@ -59,6 +61,15 @@ class CallbackTrainer(Protocol):
     @property
     def has_validation(self) -> bool:
         """Whether the run under way has a validation set."""
+        ...
+
+    @property
+    def validation_sets(self) -> tuple[str | None, ...]:
+        """The names of the sets of a validation; None: one without a name."""
+        ...
+
+    def notify(self, hook: str, *args: Any) -> None:
+        """Calls a hook of the trainer and of every callback that is due."""
         ...
 
     def request_stop(self, *, detail: str = "") -> None:

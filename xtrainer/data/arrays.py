@@ -139,6 +139,16 @@ class ArrayLoader:
     def _count(self, batch_size: int) -> int:
         return (self.num_examples + (0 if self.drop_last else batch_size - 1)) // batch_size
 
+    def for_evaluation(self) -> "ArrayLoader":
+        """Returns a loader of all rows in their order, once, whose place is its own.
+
+        Example:
+            >>> loader = ArrayLoader({"inputs": np.arange(3)}, 2, shuffle=True, drop_last=True)
+            >>> [batch["inputs"].tolist() for batch in loader.for_evaluation()]
+            [[0, 1], [2]]
+        """
+        return ArrayLoader(self.arrays, self.batch_size)
+
     def fingerprint(self) -> str:
         """Returns what tells the arrays from others: their number of rows, and some of them.
 

@@ -27,6 +27,7 @@ import numpy as np
 from xtrainer.counts import MAX_COUNT, MAX_SEED, as_int, wanted_count
 from xtrainer.data.shard import check_resize, shard_rows
 from xtrainer.data.stream import BatchPlan, PartReader, PartSource, SampleStream, stack
+from xtrainer.data.whole_pass import WholePass
 from xtrainer.errors import LoaderError, require
 from xtrainer.types import JSON, BatchLike, DataShard
 
@@ -131,6 +132,7 @@ class GrainLoader:
         self._reader = PartReader(
             _samples(grain, source, shuffle, seed, transforms), collate or stack
         )
+        self._made_of = (source, tuple(transforms), collate)
         self._options = (num_workers, num_threads, read_ahead)
         self._shard = DataShard()
         self._rows = slice(0, batch_size)
@@ -195,6 +197,33 @@ class GrainLoader:
     def example(self) -> BatchLike:
         """Returns the first batch of the first epoch, whole, and leaves the position as it is."""
         return self._reader.read(self._plan, 0, slice(0, self.batch_size))
+
+    def for_evaluation(self) -> WholePass:
+        """Returns a loader of all samples in their order, once, whose place is its own.
+
+        Random transforms change each sample in the same way in every evaluation.
+
+        Raises:
+            LoaderError: If the source has no end.
+        """
+        if self.num_samples == sys.maxsize:
+            raise LoaderError(
+                "Found a GrainLoader of a source without an end, expected one that can be "
+                "evaluated as a whole. Leave repeat() to num_epochs."
+            )
+        source, transforms, collate = self._made_of
+        workers, threads, ahead = self._options
+        return WholePass(
+            GrainLoader(
+                source,
+                self.batch_size,
+                transforms=transforms,
+                collate=collate,
+                num_workers=workers,
+                num_threads=threads,
+                read_ahead=ahead,
+            )
+        )
 
     def fingerprint(self) -> str:
         """Returns the number of samples: a source may give a sample anew each time it is read."""

@@ -1,7 +1,7 @@
 """What was asked of this run? Epochs or steps, and when to validate and log."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from xtrainer.counts import MAX_COUNT, as_int, wanted_count
 from xtrainer.errors import ConfigError
@@ -19,6 +19,7 @@ class Plan:
         log_every_n_steps: Steps per logged row.
         val_every_n_epochs: Epochs between validations, 0: never.
         val_every_n_steps: Steps between validations, 0: never.
+        val_points: Steps of an epoch after which it is validated, the last one at its end.
     """
 
     num_epochs: int | None
@@ -27,6 +28,7 @@ class Plan:
     log_every_n_steps: int = 50
     val_every_n_epochs: int = 1
     val_every_n_steps: int = 0
+    val_points: tuple[int, ...] = ()
 
     def done(self, progress: Progress) -> bool:
         """Says whether nothing is left to do."""
@@ -61,11 +63,65 @@ class Plan:
     @property
     def validates(self) -> bool:
         """Whether there is any validation, given a set to validate on."""
-        return self.val_every_n_epochs > 0 or self.val_every_n_steps > 0
+        return self.val_every_n_epochs > 0 or self.val_every_n_steps > 0 or bool(self.val_points)
 
     def validates_after_step(self, step: int) -> bool:
         """Says whether a validation by steps is due."""
         return self.val_every_n_steps > 0 and step % self.val_every_n_steps == 0
+
+    def with_checks(self, checks_per_epoch: int, train_length: int | None) -> "Plan":
+        """Returns the plan with so many validations in each epoch, evenly spread.
+
+        Args:
+            checks_per_epoch: How many; below 1: the plan as it is.
+            train_length: Batches of a pass of the training loader, None where not known.
+
+        Raises:
+            ConfigError: If it is not known how many steps an epoch has.
+
+        Example:
+            >>> make_plan(num_epochs=2).with_checks(3, train_length=10).val_points
+            (3, 7, 10)
+        """
+        if checks_per_epoch < 1:
+            return self
+        ends = [self.steps_per_epoch, train_length if self.passes_end_epochs else None]
+        length = min((steps for steps in ends if steps), default=None)
+        if length is None:
+            raise ConfigError(
+                f"checks_per_epoch: found {checks_per_epoch} with a training loader that does not "
+                "know its length, expected epochs of a known number of steps. Pass "
+                "steps_per_epoch, give the loader a __len__, or use check_val_every_n_steps."
+            )
+        halves = (
+            2 * length * number + checks_per_epoch for number in range(1, checks_per_epoch + 1)
+        )
+        points = {max(half // (2 * checks_per_epoch), 1) for half in halves}
+        return replace(self, val_points=tuple(sorted(points)))
+
+    def checks_now(self, progress: Progress) -> bool:
+        """Says whether one of so many validations of an epoch is due by itself.
+
+        The end of an epoch that is validated anyway is left to that.
+        """
+        if progress.step_in_epoch not in self.val_points:
+            return False
+        at_end = progress.step_in_epoch == self.val_points[-1]
+        return not (at_end and self.validates_after_epoch(progress.epochs_done + 1))
+
+    def next_check(self, step: int, progress: Progress) -> int | None:
+        """Returns the next step after one at which ``checks_now`` may be true.
+
+        Args:
+            step: Not before that of ``progress``.
+            progress: Of the run; tells where the epoch under way began.
+        """
+        if not self.val_points:
+            return None
+        length, begin = self.val_points[-1], progress.step - progress.step_in_epoch
+        epochs, place = divmod(step - begin, length)
+        following = next(point for point in self.val_points if point > place)
+        return begin + epochs * length + following
 
     def validates_after_epoch(self, epoch: int) -> bool:
         """Says whether a validation by epochs is due."""

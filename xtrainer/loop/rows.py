@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 import jax
 
 from xtrainer.errors import CheckpointError
+from xtrainer.loggers.base import host_floats
 from xtrainer.loop.always import always
 from xtrainer.loop.setback import Spikes
 from xtrainer.loop.view import LoopTrainer, OpenRows
-from xtrainer.loop.windows import MetricWindows, row_from_json, row_to_json
-from xtrainer.metrics import finish
+from xtrainer.loop.windows import MetricWindows
+from xtrainer.metrics import finish, row_from_json, row_to_json
 from xtrainer.step import StepReport, TrainExecutor
 from xtrainer.types import JSON, HostMetrics
 
@@ -100,6 +101,8 @@ class Rows:
             self.pending = Pending(str(pending[0]), int(pending[1]), str(pending[2]))
         if self.spikes is not None:
             self.spikes.losses.extend(map(float, run.get("losses", [])))
+        trainer = self.trainer
+        trainer.history.restore(run.get("history"), trainer.progress.step, keep=True)
 
     def open_rows(self) -> OpenRows:
         """See :class:`RowKeeper`."""
@@ -111,6 +114,7 @@ class Rows:
         if self.validated is not None:
             step, key, metrics = self.validated
             run["validated"] = [step, key, row_to_json(metrics)]
+        run["history"] = self.trainer.history.to_json()
         logger = self.trainer.logger
         logger.flush()
         return OpenRows(run, logger.state_dict())
@@ -124,7 +128,7 @@ class Rows:
         """Logs the row of an epoch or a validation."""
         trainer, step = self.trainer, self.trainer.progress.step
         with trainer.ledger.spent("logging"):
-            trainer.logger.log_metrics(metrics, step, mode, epoch)
+            self._log(metrics, step, mode, epoch)
 
     def log_row(self, metrics: HostMetrics, last: StepReport, epoch: int) -> None:
         """Logs the metrics of the steps up to the one that ``last`` reports."""
@@ -133,13 +137,17 @@ class Rows:
         if last.updates < last.step:
             metrics["skipped_steps"] = float(last.step - last.updates)
         with free_transfers(trainer), trainer.ledger.spent("logging"):
-            log = lambda: trainer.logger.log_metrics(metrics, last.step, "train", epoch)  # noqa: E731
+            log = lambda: self._log(metrics, last.step, "train", epoch)  # noqa: E731
             with always(log):
                 trainer.notify("on_training_log", metrics, last.step)
         self.newest = metrics
         trainer.black_box.note_row(last.step, metrics)
         if self.spikes is not None and self.spiked is None:
             self._look_for_spike(self.spikes, last.step)
+
+    def _log(self, metrics: HostMetrics, step: int, mode: str, epoch: int) -> None:
+        self.trainer.logger.log_metrics(metrics, step, mode, epoch)
+        self.trainer.history.add(mode, step, epoch, host_floats(metrics))
 
     def _look_for_spike(self, spikes: Spikes, last: int) -> None:
         loss = finish(self.windows.given_out, ("mean_nopostfix",)).get("loss")

@@ -121,6 +121,7 @@ class _Run:
         trainer, progress = self.trainer, self.trainer.progress
         epoch, start = progress.epochs_done + 1, time.perf_counter()
         self.feed.epoch_is_full = False
+        self.next_event = self.agenda.next_after(progress.step)  # some things are due by epochs
         self.in_flight.start(Moment.of(progress, self.loaders.train.position))
         trainer.notify("on_training_epoch_start", epoch)
         with transfer_guard(trainer), trainer.ledger.spent("step"):
@@ -264,7 +265,8 @@ class _Run:
         """Does what is due after a step: a row, a validation, hooks."""
         self.next_event = self.agenda.next_after(step)
         self.count_read_steps(self.in_flight.newest)
-        if self.loaders.val and self.plan.validates_after_step(step):
+        due = self.plan.validates_after_step(step) or self.plan.checks_now(self.trainer.progress)
+        if self.loaders.val and due:
             self.rows.pending = Pending(f"val_step_{step}", epoch)
         if step % self.plan.log_every_n_steps == 0:
             self.on_host(self.windows.cut, epoch, report)

@@ -11,7 +11,7 @@ from xtrainer.loop.ledger import Ledger
 from xtrainer.loop.plan import Plan
 from xtrainer.loop.setback import Setback
 from xtrainer.loop.stop import StopReason
-from xtrainer.metrics import DeviceMetrics
+from xtrainer.metrics import DeviceMetrics, History
 from xtrainer.state import Progress, TrainState
 from xtrainer.step import PlacedBatch, TrainExecutor
 from xtrainer.types import JSON, BatchLike, HostMetrics, MetricPostprocess
@@ -38,7 +38,7 @@ class OpenRows(NamedTuple):
 
     Attributes:
         run: What the loop knows of them: metrics of steps without a row, the newest row, the
-            newest validation.
+            newest validation, the rows of validations and epochs.
         loggers: How far the loggers have come; None: not theirs.
     """
 
@@ -102,6 +102,7 @@ class LoopTrainer(Protocol):
     setback: Setback | None
     first_step: bool
     ledger: Ledger
+    history: History
     row_keeper: RowKeeper
     interrupts: Interrupts
     black_box: Watcher

@@ -3,7 +3,6 @@
 import base64
 import functools
 import logging
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -208,21 +207,3 @@ def decode_array(saved: Mapping[str, Any]) -> np.ndarray:
         raise ValueError(f"Found an array of {dtype}, expected floating-point numbers.")
     data = base64.b64decode(saved["data"], validate=True)
     return np.frombuffer(data, dtype).reshape(saved["shape"]).copy()
-
-
-def row_to_json(row: HostMetrics) -> JSON:
-    """Returns a row as JSON, which has no NaN and no infinities: those as text.
-
-    Example:
-        >>> row_from_json(row_to_json({"loss": float("inf")}))
-        {'loss': inf}
-    """
-    return {
-        name: value if math.isfinite(value) else repr(value)
-        for name, value in ((name, float(value)) for name, value in row.items())
-    }
-
-
-def row_from_json(saved: Mapping[str, Any]) -> HostMetrics:
-    """Returns what :func:`row_to_json` was given."""
-    return {str(name): float(value) for name, value in saved.items()}

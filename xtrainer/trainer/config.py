@@ -46,6 +46,14 @@ class TrainerConfig(Config):
     """Epochs between validations at the end of an epoch; -1: none."""
     check_val_every_n_steps: int = -1
     """Steps between validations within epochs; -1: none. Both kinds can be used together."""
+    checks_per_epoch: int = -1
+    """Instead: validations in each epoch, evenly spread over its steps, the last one at its end. So
+    many steps as ``steps_per_epoch`` says, or else the length of the training loader; -1: none."""
+    evaluate_training_set: bool = False
+    """Evaluate the training set too, without updates, at each validation: as one more set called
+    ``train`` (``train_loss``, ...), whole and in its order, wherever training stands in it. Without
+    it there are the metrics gathered while training, with other parameters at each step. The
+    training loader is a list, an ``ArrayLoader``, a ``GrainLoader`` or has ``for_evaluation()``."""
     check_for_nan: bool = True
     """End the run as ``nonfinite_policy`` says when a step is not finite. Such a step never changes
     the state, with False neither: it is then refused, counted, and training goes on."""
@@ -161,6 +169,14 @@ class TrainerConfig(Config):
             value = getattr(self, name)
             if value < 1 and value != -1:
                 found.append(f"{name}: found {value}, expected >= 1, or -1 for no validation.")
+        if self.checks_per_epoch < 1 and self.checks_per_epoch != -1:
+            found.append(f"checks_per_epoch: found {self.checks_per_epoch}, expected >= 1, or -1.")
+        if self.checks_per_epoch != -1 and self.check_val_every_n_steps != -1:
+            found.append(
+                f"checks_per_epoch: found {self.checks_per_epoch} with check_val_every_n_steps="
+                f"{self.check_val_every_n_steps}, expected one of them: both say when to validate "
+                "within an epoch."
+            )
         for name in (
             "startup_timeout_s",
             "hang_timeout_s",

@@ -26,6 +26,7 @@ from xtrainer.trainer.batch_size import BatchSizeTable, BatchTrial
 from xtrainer.trainer.clean_end import clean_test
 from xtrainer.trainer.folders import held_folders
 from xtrainer.trainer.restoring import TrainerRestoring
+from xtrainer.trainer.training_set import validation_sets
 from xtrainer.types import BatchLike, HostMetrics
 
 
@@ -101,7 +102,8 @@ class TrainerModule(TrainerRestoring):
         )
         with held_folders(self):
             resuming.resume_run(self, resume)
-            val = self.sources.of_sets(val_loader, "val")
+            sets = (val_loader, train_loader, config.evaluate_training_set)
+            val = validation_sets(self.sources, *sets)
             loaders = Loaders(self.sources.of(train_loader, "train"), val)
             return run.train(self, plan, loaders, test_loader)
 
@@ -221,6 +223,14 @@ class TrainerModule(TrainerRestoring):
         length = self.sources.of(train_loader, "train").length
         plan = (num_epochs, num_train_steps, steps_per_epoch)
         overview.log_facts(overview.training_facts(self, *plan, length, lengths))
+
+    def log_training_summary(self) -> None:
+        """Logs why a run has ended, how far it came, its best and last metrics, and its time.
+
+        ``train_model`` calls it last, also after an error; the loggers get the text
+        ``training_summary``.
+        """
+        overview.log_summary(self)
 
     # How the loop and the callbacks see this trainer.
 

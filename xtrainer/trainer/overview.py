@@ -1,14 +1,17 @@
-"""What is about to run? The facts logged at the start."""
+"""What is about to run, and what has run? The facts logged at the start and at the end."""
 
 import logging
 from typing import Any
 
 import jax
 
-from xtrainer.loop import make_plan
+from xtrainer.launch import is_main_process
+from xtrainer.loggers import NullLogger
+from xtrainer.loop import StopReason, make_plan
 from xtrainer.trainer.view import TrainerView
 
 _LOG = logging.getLogger(__name__)
+_MOST_METRICS = 20
 
 
 def training_facts(
@@ -47,8 +50,60 @@ def training_facts(
     return {name: "not known" if value is None else str(value) for name, value in known.items()}
 
 
+def summary_facts(trainer: TrainerView) -> dict[str, str]:
+    """Returns what a person wants to know after a run, by name; parts that are empty are left out.
+
+    Why it ended, how far it came, the best value of each monitored metric with its step and
+    checkpoint, the newest metrics of each set, and where the time went.
+    """
+    progress, history = trainer.progress, trainer.history
+    reason = trainer.stop_reason or StopReason.FINISHED
+    facts = {
+        "ended": f"{reason.value} {trainer.stop_detail}".strip(),
+        "steps": f"{progress.step:,}",
+        "epochs": f"{progress.epochs_done:,}",
+        "examples": f"{progress.examples:,}",
+        "refused steps": f"{progress.skipped:,}" if progress.skipped else "",
+        "returns to checkpoints": str(len(progress.rollbacks) or ""),
+        "validations": f"{progress.validations:,}" if progress.validations else "",
+    }
+    for name, best in progress.best.items():
+        at = f"step {best['step']}, epoch {best['epoch']}"
+        parts = [f"{best['value']:.6g}", at, str(best.get("checkpoint") or "")]
+        facts[f"best {name}"] = ", ".join(part for part in parts if part)
+    for mode in ("train_epoch", "val", "test"):
+        if (row := history.newest(mode)) is not None:
+            values = [f"{key} {value:.6g}" for key, value in row.metrics.items()]
+            more = len(values) - _MOST_METRICS
+            values = [*values[:_MOST_METRICS], *([f"and {more} more"] if more > 0 else [])]
+            facts[f"{mode}, step {row.step}"] = ", ".join(values)
+    trainer.ledger.snapshot()
+    facts |= {"time": trainer.ledger.summary(), "run folder": str(trainer.log_path or "")}
+    return {name: value for name, value in facts.items() if value}
+
+
+def log_summary(trainer: TrainerView) -> None:
+    """Writes those facts to the log, and gives them to the loggers as ``training_summary``."""
+    facts = summary_facts(trainer)
+    if not is_main_process() or isinstance(trainer.logger, NullLogger):
+        log_facts(facts)
+        return
+    text = "\n".join(lines_of(facts))  # the console is one of the loggers
+    trainer.logger.log_text("training_summary", text, trainer.progress.step)
+
+
+def lines_of(facts: dict[str, str]) -> list[str]:
+    """Returns one line per fact, aligned.
+
+    Example:
+        >>> lines_of({"a": "1", "long": "2"})
+        ['a     1', 'long  2']
+    """
+    width = max(len(name) for name in facts)
+    return [f"{name.ljust(width)}  {value}" for name, value in facts.items()]
+
+
 def log_facts(facts: dict[str, str]) -> None:
     """Writes one line per fact to the log."""
-    width = max(len(name) for name in facts)
-    for name, value in facts.items():
-        _LOG.info("%s  %s", name.ljust(width), value)
+    for line in lines_of(facts):
+        _LOG.info("%s", line)

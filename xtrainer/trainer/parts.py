@@ -27,7 +27,7 @@ from xtrainer.launch import (
 from xtrainer.launch.interrupts import Interrupts
 from xtrainer.loggers import LoggerConfig, build_loggers
 from xtrainer.loop import Ledger, OpenRows, RowKeeper, Setback, StopReason, Watcher
-from xtrainer.metrics import DeviceMetrics
+from xtrainer.metrics import DeviceMetrics, History
 from xtrainer.optim import (
     REST,
     OptimizerConfig,
@@ -48,6 +48,7 @@ from xtrainer.trainer.assemble import (
 )
 from xtrainer.trainer.black_box import BlackBox
 from xtrainer.trainer.config import ModelConfig, TrainerConfig
+from xtrainer.trainer.logged import logged_rows
 from xtrainer.trainer.rate import RateFactors, changes_rate
 from xtrainer.trainer.saving import check_averages, check_folders, config_to_json
 from xtrainer.trainer.seams import TrainerSeams
@@ -83,7 +84,10 @@ class TrainerParts(TrainerSeams):
     setback: Setback | None
     first_step: bool
     ledger: Ledger
+    history: History
+    """The rows of metrics of the run by set, see :class:`xtrainer.metrics.History`."""
     has_validation: bool
+    validation_sets: tuple[str | None, ...]
     total_steps: int | None
     dataset: Any
     row_keeper: RowKeeper
@@ -126,12 +130,13 @@ class TrainerParts(TrainerSeams):
         self.stop_wanted, self.setback, self.dataset, self.is_own_state = None, None, None, False
         self.row_keeper, self.restored_rows, self.may_save_failed = OpenRows(), None, False
         self.interrupts, self.rates = Interrupts(enabled=False), RateFactors()
+        self.history = History(lambda mode: logged_rows(self.trainer_config.logger, mode))
         self.black_box = BlackBox(cast(TrainerView, self))
         peers.watch()  # also where the program has joined the processes without xtrainer
         if cache := trainer_config.compilation_cache:  # before anything is compiled
             enable_compilation_cache(None if cache is True else cache)
         check_same_configs(lambda: config_to_json(cast(TrainerView, self)))
-        self.has_validation, self.total_steps = False, None
+        self.has_validation, self.validation_sets, self.total_steps = False, (), None
         self.init_logger(trainer_config.logger)
         self.init_mesh(model_config, mesh)
         self.build_model(model_config)

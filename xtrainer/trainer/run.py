@@ -11,6 +11,7 @@ from xtrainer.checkpoint import restore_partial
 from xtrainer.launch import peers
 from xtrainer.launch.exits import note_end_of_run
 from xtrainer.launch.interrupts import BrokenOff, Interrupts, asked_to_end, describe
+from xtrainer.loggers.base import host_floats
 from xtrainer.loop import (
     Loaders,
     Plan,
@@ -80,6 +81,7 @@ def _train(
     begun = False
     try:
         with clean_end(trainer):
+            plan = plan.with_checks(trainer.trainer_config.checks_per_epoch, loaders.train.length)
             check_and_compile(trainer, plan, loaders, test_loader)
             trainer.is_own_state = begun = True
             run_training(trainer, loaders, plan)
@@ -96,8 +98,7 @@ def _train(
             trainer.notify("on_training_end")
         if begun and test_loader is not None and _may_test(_reason(trainer)):
             _test(trainer, test_loader, results)
-        trainer.ledger.snapshot()
-        _LOG.info("Time of this trainer: %s.", trainer.ledger.summary())
+        trainer.log_training_summary()
         trainer.ledger.warn_of_large_parts()
     except BaseException as error:
         peers.announce(error)  # before anything that other processes would have to take part in
@@ -105,7 +106,8 @@ def _train(
         explain_memory(trainer, error)
         if trainer.is_own_state:  # else nothing has run
             trainer.black_box.died(error)
-        _run_all(_last_words(trainer, error), first=error)
+        summary = [trainer.log_training_summary] if begun else []
+        _run_all([*_last_words(trainer, error), *summary], first=error)
         _close(trainer, first=error)
         raise
     _close(trainer, first=None)
@@ -129,6 +131,9 @@ def _test(trainer: TrainerView, test_loader: Any, results: dict[str, HostMetrics
         with trainer.ledger.spent("validation"), trainer.interrupts.breaking_off():
             if metrics := _test_best(trainer, test_loader):  # none where it has ended before
                 results["test"] = metrics
+                progress = trainer.progress
+                floats = host_floats(metrics)
+                trainer.history.add("test", progress.step, progress.epoch, floats)
     except BrokenOff:
         asked, trainer.stop_reason = trainer.interrupts.asked, None
         trainer.end_run(*agree_on_end(None if asked is None else _wish(asked)))

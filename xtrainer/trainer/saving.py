@@ -164,10 +164,13 @@ def load_step(
         positions = {n: own_position(n, p) for n, p in meta["loaders"].items()}
         data = own_data(meta)
         _check_steps(step_folder, int(jax.device_get(state.step)), progress)
+        rows = meta["rows"]
+        history = rows.get("history") if isinstance(rows, Mapping) else None
+        trainer.history.restore(history, progress.step, keep=own)
         trainer.state, trainer.progress = state, progress
         trainer.sources.restore_later(positions, meta["process_count"], data)
         _load_callbacks(trainer.callbacks, meta["callbacks"])
-        trainer.restored_rows = OpenRows(meta["rows"], meta["loggers"] if own else None)
+        trainer.restored_rows = OpenRows(rows, meta["loggers"] if own else None)
         _compare_numerics(step_folder, meta["numerics"])
         if own:
             trainer.is_own_state = True

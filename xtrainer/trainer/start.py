@@ -42,6 +42,7 @@ def check_and_compile(trainer: TrainerView, plan: Plan, loaders: Loaders, test_l
     trainer.has_validation = bool(loaders.val) and plan.validates
     grows = changes_batch_size(trainer.trainer_config)  # passes become shorter: nobody knows when
     trainer.total_steps = plan.total_steps(None if grows else loaders.train.length)
+    trainer.validation_sets = tuple(loaders.val)
     _reset_guard(trainer)
     factors = (trainer.trainer_config, trainer.progress, trainer.callbacks)
     trainer.rates = RateFactors(rate_factor(*factors))
@@ -95,6 +96,8 @@ def make_agenda(trainer: TrainerView, plan: Plan, train_length: int | None) -> A
     due = [every(plan.log_every_n_steps), *(hook.next_step for hook in trainer.step_hooks())]
     if plan.val_every_n_steps:
         due.append(every(plan.val_every_n_steps))
+    if plan.val_points:
+        due.append(lambda step: plan.next_check(step, trainer.progress))
     steps = 1 if config.debug else config.steps_per_dispatch
     if steps > 1 and process_count() > 1 and plan.passes_end_epochs and train_length is None:
         steps = 1  # the others would not know how many steps this process's pass still has

@@ -44,6 +44,7 @@ class TrainerView(LoopTrainer, Protocol):
     compiled_train_step: TrainExecutor
     compiled_eval_step: EvalExecutor
     has_validation: bool
+    validation_sets: tuple[str | None, ...]
     total_steps: int | None
     logger: LoggerTool
     is_own_state: bool
@@ -96,6 +97,10 @@ class TrainerView(LoopTrainer, Protocol):
         test_loader: Any,
     ) -> None:
         """Says what is about to run."""
+        ...
+
+    def log_training_summary(self) -> None:
+        """Says what has run."""
         ...
 
     def on_exception(self, error: BaseException) -> None:

@@ -120,7 +120,9 @@ def checkpoints(trainer: TrainerModule, steps: int | None) -> tuple[Checkpoints,
 def _saves(trainer: TrainerModule, callback: ModelCheckpoint, steps: int | None) -> int | None:
     """Returns how often a run saves; None: not known, as the ends of its epochs are not."""
     by_time = callback.config.every_n_minutes > 0
-    if steps is None or by_time or trainer.trainer_config.check_val_every_n_epoch > 0:
+    config = trainer.trainer_config
+    by_epoch = config.check_val_every_n_epoch > 0 or config.checks_per_epoch > 0
+    if steps is None or by_time or by_epoch:
         return None
     ends = {steps} if callback.config.save_last and steps else set()
     ends |= {0} if callback.config.save_on_start else set()
@@ -145,6 +147,8 @@ def _trigger(trainer: TrainerModule, callback: ModelCheckpoint) -> str:
     if trainer.trainer_config.check_val_every_n_epoch > 0:
         epochs = config.every_n_epochs * trainer.trainer_config.check_val_every_n_epoch
         reasons.append("each epoch" if epochs == 1 else f"every {epochs} epochs")
+    if trainer.trainer_config.checks_per_epoch > 0:
+        reasons.append(f"{trainer.trainer_config.checks_per_epoch} times an epoch")
     if config.every_n_steps > 0:
         reasons.append(f"every {config.every_n_steps} steps")
     if config.every_n_minutes > 0:
