@@ -47,7 +47,13 @@ with epy.lazy_api_imports(globals()):
     from xtrainer.parallel import ParallelConfig, PipelinedStack, build_mesh, constrain_batch
     from xtrainer.registry import register_model
     from xtrainer.state import Progress, TrainState
-    from xtrainer.step import PrecisionConfig, StepSettings, make_eval_step, make_train_step
+    from xtrainer.step import (
+        PrecisionConfig,
+        StepSettings,
+        make_eval_step,
+        make_predict_step,
+        make_train_step,
+    )
     from xtrainer.trainer import (
         ModelConfig,
         PretrainedMap,
@@ -103,6 +109,7 @@ __all__ = [
     "initialize",
     "is_main_process",
     "make_eval_step",
+    "make_predict_step",
     "make_train_step",
     "parse_config",
     "prefetch",

@@ -28,7 +28,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     @functools.cache
     def run(count: int) -> process_zoo.Run:
-        what = ["evaluations", "gradients"] if count == 2 else ["evaluations"]
+        what = ["evaluations", "predictions", *(["gradients"] if count == 2 else [])]
         folder = tmp_path_factory.mktemp(f"sums_{count}")
         devices = 2 if count == 2 else 1
         # As here, so that parameters begin equal to the bit.
@@ -89,6 +89,22 @@ def test_an_evaluation_of_processes_has_the_counts_and_means_of_one(
         assert several["counts"] == one["counts"], rows
         for name, mean in one["means"].items():
             assert several["means"][name] == pytest.approx(mean, rel=1e-6), (rows, name)
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("deal", list(sums.DEALS))
+def test_predictions_of_processes_are_the_rows_of_all_in_the_order_of_the_batches(
+    runs: Any, count: int, deal: str
+) -> None:
+    found = values(runs(count), "predictions")  # the same on every process
+    size = sums.LOCAL_ROWS
+    for rows in sums.PREDICTED:
+        dealt = [sums.DEALS[deal](rows, index, count) for index in range(count)]
+        starts = range(0, max(map(len, dealt)), size)
+        order = [row for at in starts for own in dealt for row in own[at : at + size]]
+        expected = sums.examples(rows, seed=rows)["inputs"][order, 0, 0]
+        assert sorted(order) == list(range(rows))
+        assert found[f"{deal}/{rows}"] == expected.tolist(), rows
 
 
 def test_some_processes_have_no_row_at_all() -> None:

@@ -19,6 +19,7 @@ class Plan:
         log_every_n_steps: Steps per logged row.
         val_every_n_epochs: Epochs between validations, 0: never.
         val_every_n_steps: Steps between validations, 0: never.
+        online_from: The step before a pass that counts as no epoch; None: an ordinary run.
     """
 
     num_epochs: int | None
@@ -27,6 +28,12 @@ class Plan:
     log_every_n_steps: int = 50
     val_every_n_epochs: int = 1
     val_every_n_steps: int = 0
+    online_from: int | None = None
+
+    @property
+    def is_online(self) -> bool:
+        """Whether this is one pass of updates, without an epoch, a validation or a test."""
+        return self.online_from is not None
 
     def done(self, progress: Progress) -> bool:
         """Says whether nothing is left to do."""
@@ -79,6 +86,8 @@ class Plan:
         """
         if self.num_train_steps is not None:
             return self.num_train_steps
+        if self.online_from is not None:
+            return None if train_length is None else self.online_from + train_length
         lengths = [n for n in (self.steps_per_epoch, train_length) if n is not None]
         steps = min(lengths) * (self.num_epochs or 0) if lengths else None
         if steps is not None and steps > MAX_COUNT:

@@ -20,11 +20,12 @@ from xtrainer.loop import (
 )
 from xtrainer.metrics import DeviceMetrics, HostWindow, finish
 from xtrainer.step import TrainExecutor
-from xtrainer.trainer import overview, run, saving, start
+from xtrainer.trainer import online, overview, run, saving, start
+from xtrainer.trainer import predict as predicting
 from xtrainer.trainer import resume as resuming
 from xtrainer.trainer.folders import held_folders
 from xtrainer.trainer.restoring import TrainerRestoring
-from xtrainer.types import BatchLike, HostMetrics
+from xtrainer.types import BatchLike, HostMetrics, PredictFunction
 
 
 class TrainerModule(TrainerRestoring):
@@ -103,6 +104,28 @@ class TrainerModule(TrainerRestoring):
             loaders = Loaders(self.sources.of(train_loader, "train"), val)
             return run.train(self, plan, loaders, test_loader)
 
+    def train_online(self, loader: Iterable[BatchLike]) -> HostMetrics:
+        """Updates the model with one pass over a loader, and returns the means over that pass.
+
+        For data that come while a model is in use. Steps, and with them the learning rate, go on;
+        they count for the ``num_train_steps`` of ``train_model``. No epoch is counted, and the
+        training loader stays where it is, also within its pass. Nothing is validated, tested or
+        saved: ``ModelCheckpoint`` and the hooks of epochs are left out, all other hooks are called.
+        The guard works as ever, but the run never goes back: where ``nonfinite_policy`` is
+        ``"rollback"``, the pass ends instead.
+
+        Args:
+            loader: Batches like those of training. An iterator is read to its end.
+
+        Returns:
+            Loss and metrics; of fewer steps where the pass was ended early, see ``stop_reason``.
+
+        Raises:
+            LoaderError: If there is no batch.
+            FolderInUseError: If another run trains in the same folder.
+        """
+        return online.train_online(self, self.sources.of(loader, "online"))
+
     def eval_model(self, data_loader: Any, mode: str = "val", epoch_idx: int = 0) -> HostMetrics:
         """Returns the metrics of one or several sets and logs them under ``mode``."""
         with self.ledger.spent("validation"):
@@ -142,6 +165,37 @@ class TrainerModule(TrainerRestoring):
         executor, prepare = self.compiled_evaluations[loss_function]
         window = evaluate_loader(self, self.sources.of(loader, title), executor, prepare, title)
         return self.get_metric_postprocess_fn()(finish(HostWindow.fetch(window), missing="nan"))
+
+    def predict(
+        self,
+        loader: Iterable[BatchLike],
+        function: PredictFunction | None = None,
+        collect: bool = True,
+    ) -> Any:
+        """Returns what the model says of every example of a loader, in the loader's order.
+
+        A last batch of fewer rows is padded and the padding taken off, so that no batch size, mesh
+        or number of processes changes a row; each process gets the rows of all. Nothing else
+        changes: neither the state nor the place in a training loader of its own.
+
+        Args:
+            loader: Batches; a new pass is begun. They need no targets where nothing reads them.
+            function: Instead of :meth:`predict_function`; give the same object again, as it is
+                compiled once for each shape of batch.
+            collect: Return one tree with all rows; otherwise a generator of a tree per batch, for
+                outputs that do not fit the host's memory. It is to be read to the end by all
+                processes, and before the state is trained on.
+
+        Returns:
+            The outputs as NumPy arrays whose first axis are the examples.
+
+        Raises:
+            LoaderError: If there is no batch.
+            PredictionError: If the outputs are not one row per example, or, to collect, are not of
+                one shape.
+        """
+        batches = predicting.predictions(self, loader, function or self.predict_function)
+        return predicting.collected(batches) if collect else batches
 
     def _run_model_eval(
         self, data_loader: Any, mode: str = "", epoch_idx: int = -1

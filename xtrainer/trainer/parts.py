@@ -219,6 +219,7 @@ class TrainerParts(TrainerSeams):
             batch_spec(self.exmp_batch),
         )
         self.compiled_evaluations: dict[Callable[..., Any], Any] = {}  # of other losses
+        self.compiled_predictions: dict[Callable[..., Any], Any] = {}
         name = "create_evaluation_step_function"
         is_own = getattr(type(self), name) is not getattr(TrainerParts, name)
         self.compiled_eval_step, self.prepare_eval_batch = self.compile_evaluation(

@@ -80,7 +80,7 @@ def _train(
         check_and_compile(trainer, plan, loaders, test_loader)
         trainer.is_own_state = True
         results = run_training(trainer, loaders, plan)
-        while roll_back(trainer, loaders):
+        while not plan.is_online and roll_back(trainer, loaders):
             rewind_logs(trainer)
             tell_of_rollback(trainer)
             if (asked := trainer.interrupts.asked) is not None:

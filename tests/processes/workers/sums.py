@@ -24,6 +24,8 @@ NUM_MASKS = 8
 ACCUMULATE = (1, 4)
 LARGEST = 40
 """Rows of the largest evaluation set."""
+PREDICTED = (1, 2, 7, 12, 13)
+"""Rows of the sets that are predicted."""
 LOCAL_ROWS = 3
 """Rows that a process gives to a full evaluation batch."""
 
@@ -157,5 +159,24 @@ def evaluations(own: member.Member) -> dict[str, Any]:
     return found
 
 
+def first_inputs(params: Any, apply_fn: Any, batch: Batch, rng: Any) -> Any:
+    """Returns what tells the rows of a batch apart."""
+    return batch["inputs"][:, 0, 0]
+
+
+def predictions(own: member.Member) -> dict[str, Any]:
+    """Returns what is predicted of some numbers of rows, dealt out in several ways."""
+    trainer = make_trainer()
+    found: dict[str, Any] = {}
+    for deal, rows_of in DEALS.items():
+        for rows in PREDICTED:
+            part = examples(rows, seed=rows)["inputs"][rows_of(rows, own.index, own.count)]
+            cuts = range(0, len(part), LOCAL_ROWS)
+            batches = [{"inputs": part[at : at + LOCAL_ROWS]} for at in cuts]
+            found[f"{deal}/{rows}"] = trainer.predict(batches, first_inputs).tolist()
+    return found
+
+
 if __name__ == "__main__":
-    member.play_all({"gradients": gradients, "evaluations": evaluations})
+    scenarios = {"gradients": gradients, "evaluations": evaluations, "predictions": predictions}
+    member.play_all(scenarios)
