@@ -29,7 +29,7 @@ with epy.lazy_api_imports(globals()):
         ThroughputConfig,
     )
     from xtrainer.config import Config, check_configs, parse_config
-    from xtrainer.data import ArrayLoader, Batch, GrainLoader, prefetch
+    from xtrainer.data import ArrayLoader, Batch, DataModule, GrainLoader, Phase, prefetch
     from xtrainer.errors import ConfigError, XTrainerError
     from xtrainer.launch import initialize, is_main_process
     from xtrainer.loggers import (
@@ -69,6 +69,7 @@ __all__ = [
     "CallbackConfig",
     "Config",
     "ConfigError",
+    "DataModule",
     "EarlyStopping",
     "EarlyStoppingConfig",
     "ExtendedEvaluation",
@@ -87,6 +88,7 @@ __all__ = [
     "ParallelConfig",
     "PipelinedStack",
     "PrecisionConfig",
+    "Phase",
     "PretrainedMap",
     "Progress",
     "ProgressBarConfig",

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from xtrainer.checkpoint import CheckpointItems
+from xtrainer.data import DataModule, Phase
 from xtrainer.hooks import Hooks
 from xtrainer.launch import is_main_process
 from xtrainer.loop import (
@@ -23,6 +24,7 @@ from xtrainer.step import TrainExecutor
 from xtrainer.trainer import online, overview, run, saving, start
 from xtrainer.trainer import predict as predicting
 from xtrainer.trainer import resume as resuming
+from xtrainer.trainer.data_modules import takes_data_module
 from xtrainer.trainer.folders import held_folders
 from xtrainer.trainer.restoring import TrainerRestoring
 from xtrainer.types import BatchLike, HostMetrics, PredictFunction
@@ -50,9 +52,10 @@ class TrainerModule(TrainerRestoring):
 
     # Training and evaluation.
 
+    @takes_data_module(Phase.TRAIN)
     def train_model(
         self,
-        train_loader: Iterable[BatchLike],
+        train_loader: Any,
         val_loader: Any = None,
         test_loader: Any = None,
         num_epochs: int | None = None,
@@ -66,7 +69,8 @@ class TrainerModule(TrainerRestoring):
         ``load_model``, goes on where the state is. ``stop_reason`` says how it ended.
 
         Args:
-            train_loader: Batches; an epoch is one pass, or ``steps_per_epoch`` batches.
+            train_loader: Batches; an epoch is one pass, or ``steps_per_epoch`` batches. Or a
+                :class:`DataModule`, which has all loaders that are not given besides.
             val_loader: Validation batches, a dictionary of several sets, or None.
             test_loader: The same for a test at the end, with the best model where one is tracked.
             num_epochs: Epochs in all; an epoch ends with the loader's pass.
@@ -126,13 +130,16 @@ class TrainerModule(TrainerRestoring):
         """
         return online.train_online(self, self.sources.of(loader, "online"))
 
+    @takes_data_module(Phase.VALIDATION)
     def eval_model(self, data_loader: Any, mode: str = "val", epoch_idx: int = 0) -> HostMetrics:
-        """Returns the metrics of one or several sets and logs them under ``mode``."""
+        """Returns the metrics of one or several sets, or of a :class:`DataModule`'s validation set,
+        and logs them under ``mode``."""
         with self.ledger.spent("validation"):
             metrics = run_evaluation(self, self.sources.of_sets(data_loader, mode), mode, epoch_idx)
         self.logger.log_metrics(metrics, self.global_step, mode, epoch_idx)
         return metrics
 
+    @takes_data_module(Phase.TEST)
     def test_model(
         self, test_loader: Any, apply_callbacks: bool = False, epoch_idx: int = 0
     ) -> HostMetrics:
@@ -168,7 +175,7 @@ class TrainerModule(TrainerRestoring):
 
     def predict(
         self,
-        loader: Iterable[BatchLike],
+        loader: Iterable[BatchLike] | DataModule,
         function: PredictFunction | None = None,
         collect: bool = True,
     ) -> Any:
@@ -179,7 +186,8 @@ class TrainerModule(TrainerRestoring):
         changes: neither the state nor the place in a training loader of its own.
 
         Args:
-            loader: Batches; a new pass is begun. They need no targets where nothing reads them.
+            loader: Batches, or a data module; a new pass is begun. There need be no targets where
+                nothing reads them.
             function: Instead of :meth:`predict_function`; give the same object again, as it is
                 compiled once for each shape of batch.
             collect: Return one tree with all rows; otherwise a generator of a tree per batch, for

@@ -6,26 +6,31 @@ from collections.abc import Generator, Iterable
 import jax
 import numpy as np
 
+from xtrainer.data import DataModule, Phase
 from xtrainer.errors import PredictionError
 from xtrainer.loop import Ledger, predict_loader
 from xtrainer.trainer import compiled
+from xtrainer.trainer.data_modules import phase_of
 from xtrainer.trainer.view import TrainerView
 from xtrainer.types import BatchLike, PredictFunction, PyTree
 
 
 def predictions(
-    trainer: TrainerView, loader: Iterable[BatchLike], function: PredictFunction
+    trainer: TrainerView, loader: Iterable[BatchLike] | DataModule, function: PredictFunction
 ) -> Generator[PyTree, None, None]:
     """Returns a generator of the outputs for each batch, see ``TrainerModule.predict``.
 
     Args:
         trainer: Its state is used.
-        loader: Its position is of its own, apart from that of a training loader.
+        loader: Its position is of its own, apart from that of a training loader. A data module is
+            set up when the first batch is asked for, and taken down after the last one.
         function: What to predict; compiled once for each shape of batch.
 
     Raises:
         LoaderError: If the loader cannot be iterated.
     """
+    if isinstance(loader, DataModule):
+        return _of_module(trainer, loader, function)
     known = trainer.compiled_predictions
     if function not in known:
         parts = (trainer.step_settings(), trainer.batch_layout, trainer.trainer_config)
@@ -34,6 +39,13 @@ def predictions(
         )
     source = trainer.sources.of(loader, "predict")
     return _timed(trainer.ledger, predict_loader(trainer, source, *known[function]))
+
+
+def _of_module(
+    trainer: TrainerView, module: DataModule, function: PredictFunction
+) -> Generator[PyTree, None, None]:
+    with phase_of(trainer, module, Phase.PREDICT) as loaders:
+        yield from predictions(trainer, loaders["predict_loader"], function)
 
 
 def collected(batches: Iterable[PyTree]) -> PyTree:

@@ -36,6 +36,7 @@ class Sources:
         self._data: Mapping[str, str] = {}
         self._saved_by = 1
         self.shard = DataShard()
+        self._owned: tuple[object, object] = (None, None)  # who made a training loader, and that
 
     def of(self, loader: Iterable[BatchLike] | LoaderSource, name: str) -> LoaderSource:
         """Returns the source of a loader, put where a restored checkpoint says it was.
@@ -56,6 +57,22 @@ class Sources:
             self._check_processes(loader, name, self._saved_by)
             self._put(source, self._waiting.pop(name), self._data.get(name))
         return source
+
+    def follow(self, loader: object, owner: object) -> None:
+        """Lets a training loader go on where the one before it stands, if one object made both.
+
+        What a checkpoint says, now or later, has precedence.
+
+        Args:
+            loader: The one that comes next.
+            owner: Who has made it.
+        """
+        current, (before, made) = self._current.get("train"), self._owned
+        self._owned = (owner, loader)
+        if current is None or current.loader is loader or "train" in self._waiting:
+            return
+        if owner is before and current.loader is made:
+            self.restore_later({"train": current.position}, process_count())
 
     def of_sets(self, loaders: Any, mode: str) -> dict[str | None, LoaderSource]:
         """Returns the sources of one set or of a dictionary of sets, by prefix."""
