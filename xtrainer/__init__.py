@@ -25,6 +25,8 @@ with epy.lazy_api_imports(globals()):
         JaxProfilerConfig,
         LearningRateMonitorConfig,
         ModelCheckpointConfig,
+        Plugin,
+        PluginConfig,
         ProgressBarConfig,
         ThroughputConfig,
     )
@@ -87,6 +89,8 @@ __all__ = [
     "OptimizerConfig",
     "ParallelConfig",
     "PipelinedStack",
+    "Plugin",
+    "PluginConfig",
     "PrecisionConfig",
     "Phase",
     "PretrainedMap",

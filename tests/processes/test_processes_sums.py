@@ -107,6 +107,12 @@ def test_predictions_of_processes_are_the_rows_of_all_in_the_order_of_the_batche
         assert found[f"{deal}/{rows}"] == expected.tolist(), rows
 
 
+@pytest.mark.parametrize("count", COUNTS)
+def test_data_are_prepared_by_the_main_process_while_the_others_wait(runs: Any, count: int) -> None:
+    sets = len(sums.DEALS) * len(sums.PREDICTED)  # each is read by all when it has been written
+    assert runs(count).said("prepared") == [sets, *[0] * (count - 1)]
+
+
 def test_some_processes_have_no_row_at_all() -> None:
     for deal, count in (("all to the first", 2), ("in turn", 3)):
         dealt = [sums.DEALS[deal](2, index, count) for index in range(count)]

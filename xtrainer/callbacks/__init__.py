@@ -9,6 +9,7 @@ from xtrainer.callbacks.checkpoint import ModelCheckpoint, ModelCheckpointConfig
 from xtrainer.callbacks.early_stopping import EarlyStopping, EarlyStoppingConfig
 from xtrainer.callbacks.extended_evaluation import ExtendedEvaluation, ExtendedEvaluationConfig
 from xtrainer.callbacks.lr_monitor import LearningRateMonitor, LearningRateMonitorConfig
+from xtrainer.callbacks.plugin import Plugin, PluginConfig
 from xtrainer.callbacks.profiler import JaxProfiler, JaxProfilerConfig
 from xtrainer.callbacks.progress_bar import ProgressBar, ProgressBarConfig
 from xtrainer.callbacks.throughput import Throughput, ThroughputConfig
@@ -28,6 +29,8 @@ __all__ = [
     "LearningRateMonitorConfig",
     "ModelCheckpoint",
     "ModelCheckpointConfig",
+    "Plugin",
+    "PluginConfig",
     "ProgressBar",
     "ProgressBarConfig",
     "Throughput",

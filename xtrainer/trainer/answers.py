@@ -5,13 +5,14 @@ from typing import Any
 
 import jax
 
+from xtrainer.callbacks import Plugin
 from xtrainer.data import batch_spec, num_rows
 from xtrainer.launch import process_count
 from xtrainer.loggers import run_folder
 from xtrainer.loop import StopReason
 from xtrainer.metrics import parameter_table
 from xtrainer.optim import decayed_params, frozen_patterns, path_mask
-from xtrainer.trainer import compiled
+from xtrainer.trainer import compiled, plugins
 from xtrainer.trainer.assemble import model_layout
 from xtrainer.trainer.parts import TrainerParts
 from xtrainer.tree import num_elements
@@ -32,6 +33,11 @@ class TrainerAnswers(TrainerParts):
     def log_path(self) -> Path | None:
         """The run folder."""
         return run_folder(self.trainer_config.logger)
+
+    @property
+    def plugins(self) -> dict[str, Plugin]:
+        """The plug-ins among the callbacks by the name of their class."""
+        return plugins.by_name(self.callbacks)
 
     def tabulate_params(self) -> str:
         """Returns a table of the parameters: layout, size in all and per device, optimizer.

@@ -36,7 +36,7 @@ from xtrainer.optim import (
 from xtrainer.parallel import BatchLayout, build_mesh, check_mesh
 from xtrainer.state import Progress, TrainState
 from xtrainer.step import StepSettings, make_eval_step, make_train_step, train_layout, whole
-from xtrainer.trainer import compiled
+from xtrainer.trainer import compiled, plugins
 from xtrainer.trainer.assemble import (
     BegunState,
     abstract_state,
@@ -96,6 +96,7 @@ class TrainerParts(TrainerSeams):
         mesh: Mesh | None = None,
     ) -> None:
         check_configs(trainer=trainer_config, model=model_config, optimizer=optimizer_config)
+        trainer_config, model_config = plugins.configured(trainer_config, model_config)
         num_rows(batch)
         self.ledger = Ledger()
         with self.ledger.spent("init"):
@@ -205,6 +206,7 @@ class TrainerParts(TrainerSeams):
         # What the others log and remember of a step belongs into its checkpoint.
         self.callbacks = sorted(made, key=lambda callback: isinstance(callback, ModelCheckpoint))
         check_folders(self.callbacks)
+        self.sources.process = plugins.processing(self.callbacks)
 
     def create_jitted_functions(self) -> None:
         """Sets the compiled steps (compiled when first called) and what prepares their batches."""

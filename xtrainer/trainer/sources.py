@@ -1,15 +1,24 @@
 """Whose loader is this, and where does it stand? One source per loader for a trainer's life."""
 
+import functools
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
-from xtrainer.data import LoaderPosition, LoaderSource
+from xtrainer.data import LoaderPosition, LoaderSource, Phase
 from xtrainer.errors import LoaderError
 from xtrainer.launch import gather_results, process_count
 from xtrainer.types import BatchLike, DataShard, ShardedLoader
 
 _LOG = logging.getLogger(__name__)
+
+_PHASES = {
+    "train": Phase.TRAIN,
+    "online": Phase.TRAIN,
+    "test": Phase.TEST,
+    "predict": Phase.PREDICT,
+}
+"""What the batches of a loader are for, by its name; else for a validation."""
 
 
 class Sources:
@@ -24,6 +33,7 @@ class Sources:
 
     Attributes:
         shard: Which part of every batch this process reads; loaders with ``set_shard`` are told.
+        process: What is made of every batch on the host, for what it is for; None: nothing.
     """
 
     def __init__(
@@ -36,6 +46,7 @@ class Sources:
         self._data: Mapping[str, str] = {}
         self._saved_by = 1
         self.shard = DataShard()
+        self.process: Callable[..., BatchLike] | None = None
         self._owned: tuple[object, object] = (None, None)  # who made a training loader, and that
 
     def of(self, loader: Iterable[BatchLike] | LoaderSource, name: str) -> LoaderSource:
@@ -53,6 +64,9 @@ class Sources:
             self._tell_shard(loader, name)
             source = self._current[name] = LoaderSource(loader, name)
             source.timeout_s = self.timeout_s
+            if self.process is not None:
+                phase = _PHASES.get(name.split("/")[0], Phase.VALIDATION)
+                source.process = functools.partial(self.process, phase=phase)
         if name in self._waiting:
             self._check_processes(loader, name, self._saved_by)
             self._put(source, self._waiting.pop(name), self._data.get(name))

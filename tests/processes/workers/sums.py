@@ -1,5 +1,6 @@
 """Gradients under masks and means of evaluations, where processes have little or nothing to say."""
 
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -164,16 +165,41 @@ def first_inputs(params: Any, apply_fn: Any, batch: Batch, rng: Any) -> Any:
     return batch["inputs"][:, 0, 0]
 
 
+class Dealt(xt.DataModule):
+    """This process's rows of a set, which the main process alone has written."""
+
+    def __init__(self, own: member.Member, rows: int, deal: str) -> None:
+        self.own, self.rows, self.deal = own, rows, deal
+        self.path = own.folder / f"{rows} {deal}.npy"
+        self.prepared = 0
+
+    def prepare_data(self) -> None:
+        """Writes the inputs."""
+        time.sleep(0.05)  # others that do not wait would come too early
+        self.prepared += 1
+        np.save(self.path, examples(self.rows, seed=self.rows)["inputs"])
+
+    def setup(self, phase: xt.Phase) -> None:
+        """Reads those of this process."""
+        mine = DEALS[self.deal](self.rows, self.own.index, self.own.count)
+        self.inputs = np.load(self.path)[mine]
+
+    def predict_loader(self) -> Any:
+        """Returns them in batches."""
+        cuts = range(0, len(self.inputs), LOCAL_ROWS)
+        return [{"inputs": self.inputs[at : at + LOCAL_ROWS]} for at in cuts]
+
+
 def predictions(own: member.Member) -> dict[str, Any]:
     """Returns what is predicted of some numbers of rows, dealt out in several ways."""
-    trainer = make_trainer()
+    trainer, prepared = make_trainer(), 0
     found: dict[str, Any] = {}
-    for deal, rows_of in DEALS.items():
+    for deal in DEALS:
         for rows in PREDICTED:
-            part = examples(rows, seed=rows)["inputs"][rows_of(rows, own.index, own.count)]
-            cuts = range(0, len(part), LOCAL_ROWS)
-            batches = [{"inputs": part[at : at + LOCAL_ROWS]} for at in cuts]
-            found[f"{deal}/{rows}"] = trainer.predict(batches, first_inputs).tolist()
+            module = Dealt(own, rows, deal)
+            found[f"{deal}/{rows}"] = trainer.predict(module, first_inputs).tolist()
+            prepared += module.prepared
+    own.record("prepared", prepared)
     return found
 
 
