@@ -28,7 +28,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     @functools.cache
     def run(count: int) -> process_zoo.Run:
-        what = ["evaluations", "predictions", *(["gradients"] if count == 2 else [])]
+        what = ["evaluations", "predictions", *(["gradients", "online"] if count == 2 else [])]
         folder = tmp_path_factory.mktemp(f"sums_{count}")
         devices = 2 if count == 2 else 1
         # As here, so that parameters begin equal to the bit.
@@ -111,6 +111,13 @@ def test_predictions_of_processes_are_the_rows_of_all_in_the_order_of_the_batche
 def test_data_are_prepared_by_the_main_process_while_the_others_wait(runs: Any, count: int) -> None:
     sets = len(sums.DEALS) * len(sums.PREDICTED)  # each is read by all when it has been written
     assert runs(count).said("prepared") == [sets, *[0] * (count - 1)]
+
+
+def test_a_pass_over_new_data_is_that_of_an_epoch(runs: Any) -> None:
+    found = values(runs(2), "online")  # the same on every process
+    assert found["gradient"] == found["same"]
+    assert found["counted"] == [3, 0]
+    assert found["means"]["loss"] == pytest.approx(found["loss"], rel=1e-6)
 
 
 def test_some_processes_have_no_row_at_all() -> None:

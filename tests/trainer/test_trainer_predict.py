@@ -14,6 +14,7 @@ import zoo
 
 import xtrainer as xt
 from xtrainer.errors import LoaderError, PredictionError
+from xtrainer.step import PredictExecutor
 
 ALL = probes.examples(40)
 
@@ -228,6 +229,41 @@ def test_an_uncompiled_step_gives_the_same(one: Any) -> None:
         found = slow.predict(batches(5, 4), logits_and_ids)
     np.testing.assert_allclose(found["logits"], expected(one, 5), rtol=1e-5, atol=1e-6)
     assert found["more"][0].tolist() == [0, 1, 2, 3, 4] and compiled["predict_step"] == 0
+
+
+def test_a_mesh_with_a_tensor_axis_keeps_the_rows_in_order(one: Any) -> None:
+    sizes = {"data_axis_size": 2, "fsdp_axis_size": 2, "model_axis_size": 2}
+    rules = [("*/kernel", (None, "tp"))]
+    parallel = xt.ParallelConfig(**sizes, fsdp_min_weight_size=1, param_rules=rules)
+    model = {"width": 8, "classes": 4, "batch_norm": True}
+    spread = probes.traced(model=model, batch=probes.one(0, 8), mesh=None, parallel=parallel)
+    found = spread.predict(batches(13, 5), logits_and_ids)
+    np.testing.assert_allclose(found["logits"], expected(spread, 13), rtol=1e-5, atol=1e-6)
+    assert found["more"][0].tolist() == list(range(13))
+
+
+def implicit() -> None:
+    """Moves a host array to the device without saying so."""
+    jax.jit(lambda x: x + 1)(np.ones(3, np.float32))
+
+
+def test_transfers_are_guarded_in_a_step_and_free_for_who_takes_the_batches(
+    one: Any, make_predict: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    implicit()  # compiled here, so that only the transfer is left
+    monkeypatch.setattr("xtrainer.trainer.batches.feeds_host_batches", lambda layout: False)
+    monkeypatch.setattr(one.prepare_train_batch, "feeds_host", False)  # as on an accelerator
+
+    def ids(params: Any, apply_fn: Any, batch: Any, rng: Any) -> Any:
+        return batch["ids"]
+
+    for batch in make_predict(batches(20, 4), ids, collect=False):
+        implicit()
+        assert len(batch) == 4
+    step = PredictExecutor.__call__
+    monkeypatch.setattr(PredictExecutor, "__call__", lambda *args: (implicit(), step(*args))[1])
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
+        make_predict(batches(4, 4), ids)
 
 
 def test_the_pure_step_needs_no_trainer(one: Any) -> None:

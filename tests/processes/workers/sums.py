@@ -203,6 +203,19 @@ def predictions(own: member.Member) -> dict[str, Any]:
     return found
 
 
+def online(own: member.Member) -> dict[str, Any]:
+    """Returns the means and the gradient of a pass over new data, and those of an epoch."""
+    trainer = make_trainer()
+    loader = lambda: xt.ArrayLoader(examples(2 * ROWS + 3), ROWS, shuffle=True)  # noqa: E731
+    found: dict[str, Any] = {"means": trainer.train_online(loader())}
+    found["gradient"] = member.leaves(trainer.state.opt_state.gradient)
+    found["counted"] = [trainer.global_step, trainer.progress.epochs_done]
+    results = trainer.train_model(loader(), loader(), num_epochs=1)
+    found["same"] = member.leaves(trainer.state.opt_state.gradient)
+    found["loss"] = results["val_epoch_1"]["loss"]
+    return found
+
+
 if __name__ == "__main__":
-    scenarios = {"gradients": gradients, "evaluations": evaluations, "predictions": predictions}
-    member.play_all(scenarios)
+    scenarios = (gradients, evaluations, predictions, online)
+    member.play_all({scenario.__name__: scenario for scenario in scenarios})
