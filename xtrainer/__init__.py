@@ -28,13 +28,15 @@ with epy.lazy_api_imports(globals()):
         LearningRateMonitorConfig,
         MetricsTableConfig,
         ModelCheckpointConfig,
+        Plugin,
+        PluginConfig,
         ProgressBarConfig,
         ReduceLROnPlateauConfig,
         ThroughputConfig,
     )
     from xtrainer.checkpoint import find_last_checkpoint
     from xtrainer.config import Config, check_configs, parse_config
-    from xtrainer.data import ArrayLoader, Batch, GrainLoader, prefetch
+    from xtrainer.data import ArrayLoader, Batch, DataModule, GrainLoader, Phase, prefetch
     from xtrainer.errors import ConfigError, XTrainerError
     from xtrainer.launch import initialize, is_main_process
     from xtrainer.loggers import (
@@ -58,7 +60,13 @@ with epy.lazy_api_imports(globals()):
         safe_types,
     )
     from xtrainer.state import Progress, TrainState
-    from xtrainer.step import PrecisionConfig, StepSettings, make_eval_step, make_train_step
+    from xtrainer.step import (
+        PrecisionConfig,
+        StepSettings,
+        make_eval_step,
+        make_predict_step,
+        make_train_step,
+    )
     from xtrainer.trainer import (
         ModelConfig,
         PretrainedMap,
@@ -76,6 +84,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "EMAConfig",
+    "DataModule",
     "EarlyStopping",
     "EarlyStoppingConfig",
     "ExtendedEvaluation",
@@ -94,7 +103,10 @@ __all__ = [
     "OptimizerConfig",
     "ParallelConfig",
     "PipelinedStack",
+    "Plugin",
+    "PluginConfig",
     "PrecisionConfig",
+    "Phase",
     "PretrainedMap",
     "Progress",
     "ProgressBarConfig",
@@ -121,6 +133,7 @@ __all__ = [
     "initialize",
     "is_main_process",
     "make_eval_step",
+    "make_predict_step",
     "make_train_step",
     "parse_config",
     "prefetch",

@@ -45,6 +45,10 @@ class LossError(XTrainerError, ValueError):
     """A loss function that returned something other than the documented forms."""
 
 
+class PredictionError(XTrainerError, ValueError):
+    """Predictions that are not one row for each row of a batch, or do not fit together."""
+
+
 class StepError(XTrainerError, ValueError):
     """Arguments that a compiled step cannot take."""
 

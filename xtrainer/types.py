@@ -22,6 +22,9 @@ LossOutput: TypeAlias = tuple[Any, tuple[Mapping[str, Any], Mapping[str, Any]]]
 LossFunction: TypeAlias = Callable[..., LossOutput]
 """``(params, apply_fn, batch, rng, train) -> (loss, (metrics, mutable_variables))``."""
 
+PredictFunction: TypeAlias = Callable[..., PyTree]
+"""``(params, apply_fn, batch, rng)`` to a pytree of arrays whose first axis is the batch."""
+
 Schedule: TypeAlias = Callable[[Any], Any]
 """Optimizer step (int, from 0) to learning rate."""
 

@@ -28,7 +28,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     @functools.cache
     def run(count: int) -> process_zoo.Run:
-        what = ["evaluations", "gradients"] if count == 2 else ["evaluations"]
+        what = ["evaluations", "predictions", *(["gradients", "online"] if count == 2 else [])]
         folder = tmp_path_factory.mktemp(f"sums_{count}")
         devices = 2 if count == 2 else 1
         # As here, so that parameters begin equal to the bit.
@@ -89,6 +89,35 @@ def test_an_evaluation_of_processes_has_the_counts_and_means_of_one(
         assert several["counts"] == one["counts"], rows
         for name, mean in one["means"].items():
             assert several["means"][name] == pytest.approx(mean, rel=1e-6), (rows, name)
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("deal", list(sums.DEALS))
+def test_predictions_of_processes_are_the_rows_of_all_in_the_order_of_the_batches(
+    runs: Any, count: int, deal: str
+) -> None:
+    found = values(runs(count), "predictions")  # the same on every process
+    size = sums.LOCAL_ROWS
+    for rows in sums.PREDICTED:
+        dealt = [sums.DEALS[deal](rows, index, count) for index in range(count)]
+        starts = range(0, max(map(len, dealt)), size)
+        order = [row for at in starts for own in dealt for row in own[at : at + size]]
+        expected = sums.examples(rows, seed=rows)["inputs"][order, 0, 0]
+        assert sorted(order) == list(range(rows))
+        assert found[f"{deal}/{rows}"] == expected.tolist(), rows
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_data_are_prepared_by_the_main_process_while_the_others_wait(runs: Any, count: int) -> None:
+    sets = len(sums.DEALS) * len(sums.PREDICTED)  # each is read by all when it has been written
+    assert runs(count).said("prepared") == [sets, *[0] * (count - 1)]
+
+
+def test_a_pass_over_new_data_is_that_of_an_epoch(runs: Any) -> None:
+    found = values(runs(2), "online")  # the same on every process
+    assert found["gradient"] == found["same"]
+    assert found["counted"] == [3, 0]
+    assert found["means"]["loss"] == pytest.approx(found["loss"], rel=1e-6)
 
 
 def test_some_processes_have_no_row_at_all() -> None:

@@ -14,6 +14,7 @@ from xtrainer.callbacks.lr_monitor import LearningRateMonitor, LearningRateMonit
 from xtrainer.callbacks.lr_plateau import ReduceLROnPlateau, ReduceLROnPlateauConfig
 from xtrainer.callbacks.metrics_table import MetricsTable, MetricsTableConfig
 from xtrainer.callbacks.monitor import Monitoring, MonitoringConfig
+from xtrainer.callbacks.plugin import Plugin, PluginConfig
 from xtrainer.callbacks.profiler import JaxProfiler, JaxProfilerConfig
 from xtrainer.callbacks.progress_bar import ProgressBar, ProgressBarConfig
 from xtrainer.callbacks.throughput import Throughput, ThroughputConfig
@@ -41,6 +42,8 @@ __all__ = [
     "ModelCheckpointConfig",
     "Monitoring",
     "MonitoringConfig",
+    "Plugin",
+    "PluginConfig",
     "ProgressBar",
     "ProgressBarConfig",
     "ReduceLROnPlateau",

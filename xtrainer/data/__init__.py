@@ -25,6 +25,7 @@ from xtrainer.data.batch import (
 from xtrainer.data.fingerprint import array_fingerprint
 from xtrainer.data.grain import GrainLoader
 from xtrainer.data.loader import LoaderSource
+from xtrainer.data.module import DataModule, Phase
 from xtrainer.data.ownership import own
 from xtrainer.data.padding import pad_rows, row_mask
 from xtrainer.data.peek import peek_ahead
@@ -35,9 +36,11 @@ from xtrainer.data.shard import shard_rows
 __all__ = [
     "ArrayLoader",
     "Batch",
+    "DataModule",
     "GrainLoader",
     "LoaderPosition",
     "LoaderSource",
+    "Phase",
     "Prefetcher",
     "array_fingerprint",
     "batch_signature",

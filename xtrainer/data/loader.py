@@ -32,6 +32,7 @@ class LoaderSource:
         on_new_pass: Called when a new pass has begun.
         is_quick: Whether batches have come faster than a thread could hand them over.
         timeout_s: Seconds that a reader waits for a batch at most; 0 or less: for ever.
+        process: What is made of each batch as soon as it is read, once; None: nothing.
 
     Raises:
         LoaderError: If the loader cannot be iterated.
@@ -66,6 +67,7 @@ class LoaderSource:
         self.on_new_pass: Callable[[], None] = lambda: None
         self.is_quick = False
         self.timeout_s = 0.0
+        self.process: Callable[[BatchLike], BatchLike] | None = None
         self._own = Owner()
 
     @property
@@ -143,7 +145,10 @@ class LoaderSource:
                 self._fast_forward()
             if self._ahead:
                 return self._ahead.popleft()
-            batch = self._own([self._next_raw()])
+            box = [self._next_raw()]
+            if self.process is not None:
+                box[0] = self.process(box[0])
+            batch = self._own(box)
             state = None if self._owner is None else self._read_state()
             made = self._produced.after_one(state)
         except StopIteration:

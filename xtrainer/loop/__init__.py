@@ -11,6 +11,7 @@ from xtrainer.loop.evaluate import evaluate_loader, run_evaluation
 from xtrainer.loop.feed import no_batch
 from xtrainer.loop.ledger import Ledger
 from xtrainer.loop.plan import Plan, make_plan
+from xtrainer.loop.predict import predict_loader
 from xtrainer.loop.setback import Setback
 from xtrainer.loop.stop import StopReason
 from xtrainer.loop.together import agree_on_end, agree_on_first_batch
@@ -41,6 +42,7 @@ __all__ = [
     "failed_after",
     "make_plan",
     "no_batch",
+    "predict_loader",
     "run_evaluation",
     "run_training",
 ]

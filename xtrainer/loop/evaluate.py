@@ -82,7 +82,7 @@ def evaluate_loader(
     several, state = together.several, executor.flatten(trainer.evaluated_state())
     with (
         transfer_guard(trainer),
-        contextlib.closing(_batches(source, prepare, together, trainer)) as feed,
+        contextlib.closing(batches_of_pass(source, prepare, together, trainer)) as feed,
     ):
         bar = trainer.tracker(feed, desc=title, total=source.length, leave=False)
         for batch, last in bar:
@@ -96,28 +96,29 @@ def evaluate_loader(
             trainer.ledger.beats += 1
             if len(waiting) > limit:
                 # Read equally late everywhere, so that all leave after the same batch.
-                _leave_if_said(waiting.popleft(), together, source)
+                leave_if_said(waiting.popleft(), together, source)
             if last and fetch_said(ticket, several)[1] & LAST:
                 break
     trainer.ledger.move("validation", "compile", executor.programs.compile_s - compiled)
     if several:
         for ticket in waiting:
-            _leave_if_said(ticket, together, source)
+            leave_if_said(ticket, together, source)
     elif trainer.interrupts.breaks_off:
         raise BrokenOff
     if not batches:
-        raise _nothing(source)
+        raise no_batch_given(source)
     return whole(window)
 
 
-def _nothing(source: LoaderSource) -> LoaderError:
+def no_batch_given(source: LoaderSource) -> LoaderError:
+    """Returns the error of a loader that gives nothing to evaluate."""
     return LoaderError(
         f"The {source.name!r} loader gave no batch to evaluate. An evaluation of nothing has no "
         "mean; give it data, or pass None for no evaluation."
     )
 
 
-def _leave_if_said(ticket: jax.Array, together: Together, source: LoaderSource) -> None:
+def leave_if_said(ticket: jax.Array, together: Together, source: LoaderSource) -> None:
     """Waits for a step; leaves where a process has said with it that it failed or is to end."""
     said = fetch_said(ticket, together.several)[0]
     if said & FAIL:
@@ -126,7 +127,7 @@ def _leave_if_said(ticket: jax.Array, together: Together, source: LoaderSource) 
         raise BrokenOff
 
 
-def _batches(
+def batches_of_pass(
     source: LoaderSource, prepare: Preparer, together: Together, trainer: LoopTrainer
 ) -> Generator[tuple[PlacedBatch, bool], None, None]:
     """Gives the batches of a pass, each with whether this process has none after it.

@@ -142,7 +142,8 @@ class Feed:
             last = False
             quick = trainer.feeds_host_batches
             ahead = Prefetcher(source, trainer.prepare_train_batch, None, limit, quick)
-            skipped = progress.skipped_batches
+            # They are batches of the run's own loader.
+            skipped = frozenset() if plan.is_online else progress.skipped_batches
             ahead.skips = lambda at, skipped=skipped: (at.pass_index, at.batches) in skipped
             ahead.breaks_off = lambda: trainer.interrupts.asked is not None
             try:

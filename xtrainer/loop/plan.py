@@ -20,6 +20,7 @@ class Plan:
         val_every_n_epochs: Epochs between validations, 0: never.
         val_every_n_steps: Steps between validations, 0: never.
         val_points: Steps of an epoch after which it is validated, the last one at its end.
+        online_from: The step before a pass that counts as no epoch; None: an ordinary run.
     """
 
     num_epochs: int | None
@@ -29,6 +30,12 @@ class Plan:
     val_every_n_epochs: int = 1
     val_every_n_steps: int = 0
     val_points: tuple[int, ...] = ()
+    online_from: int | None = None
+
+    @property
+    def is_online(self) -> bool:
+        """Whether this is one pass of updates, without an epoch, a validation or a test."""
+        return self.online_from is not None
 
     def done(self, progress: Progress) -> bool:
         """Says whether nothing is left to do."""
@@ -83,7 +90,7 @@ class Plan:
             >>> make_plan(num_epochs=2).with_checks(3, train_length=10).val_points
             (3, 7, 10)
         """
-        if checks_per_epoch < 1:
+        if checks_per_epoch < 1 or self.is_online:
             return self
         ends = [self.steps_per_epoch, train_length if self.passes_end_epochs else None]
         length = min((steps for steps in ends if steps), default=None)
@@ -135,6 +142,8 @@ class Plan:
         """
         if self.num_train_steps is not None:
             return self.num_train_steps
+        if self.online_from is not None:
+            return None if train_length is None else self.online_from + train_length
         lengths = [n for n in (self.steps_per_epoch, train_length) if n is not None]
         steps = min(lengths) * (self.num_epochs or 0) if lengths else None
         if steps is not None and steps > MAX_COUNT:

@@ -51,7 +51,8 @@ def run_training(trainer: LoopTrainer, loaders: Loaders, plan: Plan) -> Results:
         plan: When to validate, log and end.
 
     Returns:
-        ``val_epoch_N`` and ``val_step_N`` with the metrics of each validation.
+        ``val_epoch_N`` and ``val_step_N`` with the metrics of each validation; ``online`` with the
+        means over a pass that counts as no epoch.
 
     Raises:
         LoaderError: If the training loader gives no batch where one is needed.
@@ -63,6 +64,9 @@ def run_training(trainer: LoopTrainer, loaders: Loaders, plan: Plan) -> Results:
             run.epoch()
             if plan.done(trainer.progress):
                 trainer.end_run(*run.together.finish(trainer.stop_wanted))
+        if plan.is_online:
+            means = run.windows.end_epoch()
+            run.rows.results["online"] = trainer.get_metric_postprocess_fn()(means)
         run.rows.close(run.in_flight.newest)
     except BaseException as error:
         run.give_up(error)
@@ -123,7 +127,8 @@ class _Run:
         self.feed.epoch_is_full = False
         self.next_event = self.agenda.next_after(progress.step)  # some things are due by epochs
         self.in_flight.start(Moment.of(progress, self.loaders.train.position))
-        trainer.notify("on_training_epoch_start", epoch)
+        if not self.plan.is_online:
+            trainer.notify("on_training_epoch_start", epoch)
         with transfer_guard(trainer), trainer.ledger.spent("step"):
             try:
                 self.steps(epoch)
@@ -169,6 +174,8 @@ class _Run:
         trainer, progress = self.trainer, self.trainer.progress
         if self.feed.epoch_is_full:
             progress.epochs_done, progress.step_in_epoch = epoch, 0
+        if self.plan.is_online:
+            return
         if self.loaders.val and self.plan.validates_after_epoch(epoch):
             self.rows.pending = Pending(f"val_epoch_{epoch}", epoch)
         metrics = trainer.get_metric_postprocess_fn()(self.windows.end_epoch())

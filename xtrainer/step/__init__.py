@@ -16,6 +16,7 @@ from xtrainer.step.guard import StepReport
 from xtrainer.step.loss import LossTerms, describe_loss
 from xtrainer.step.places import Place
 from xtrainer.step.precision import PrecisionConfig, cast_floating
+from xtrainer.step.predict import PredictExecutor, make_predict_step
 from xtrainer.step.reenact import StepDiagnosis, diagnose_step, make_norms_fn
 from xtrainer.step.settings import StepSettings
 from xtrainer.step.signals import FAIL, LAST, STOP
@@ -33,6 +34,7 @@ __all__ = [
     "Place",
     "PlacedBatch",
     "PrecisionConfig",
+    "PredictExecutor",
     "StepDiagnosis",
     "StepReport",
     "StepSettings",
@@ -44,6 +46,7 @@ __all__ = [
     "find_nonfinite",
     "make_eval_step",
     "make_norms_fn",
+    "make_predict_step",
     "make_train_step",
     "train_layout",
     "whole",

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import jax
 
-from xtrainer.callbacks import EarlyStopping
+from xtrainer.callbacks import EarlyStopping, Plugin
 from xtrainer.data import batch_spec, num_rows
 from xtrainer.launch import process_count
 from xtrainer.loggers import run_folder
@@ -14,7 +14,7 @@ from xtrainer.loop import StopReason
 from xtrainer.metrics import parameter_table
 from xtrainer.optim import OptimizerConfig, decayed_params, frozen_patterns, label_params, path_mask
 from xtrainer.state import TrainState
-from xtrainer.trainer import compiled, resize
+from xtrainer.trainer import compiled, plugins, resize
 from xtrainer.trainer.assemble import model_layout
 from xtrainer.trainer.parts import TrainerParts
 from xtrainer.trainer.rate import rate_factor, set_rate
@@ -45,6 +45,11 @@ class TrainerAnswers(TrainerParts):
         for callback in self.callbacks:
             state = callback.evaluated_state(state)
         return state
+
+    @property
+    def plugins(self) -> dict[str, Plugin]:
+        """The plug-ins among the callbacks by the name of their class."""
+        return plugins.by_name(self.callbacks)
 
     def tabulate_params(self) -> str:
         """Returns a table of the parameters: layout, size in all and per device, optimizer.

@@ -84,10 +84,20 @@ def init_variables(model: Any, inputs: PyTree, rngs: Mapping[str, PRNGKey]) -> M
         inputs: One input, or a tuple of positional ones.
         rngs: Keys by name.
     """
+    positional, named = call_arguments(model, inputs)
+    return model.init(rngs, *positional, **named)
+
+
+def call_arguments(model: Any, inputs: PyTree) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Returns what a model is called with where it is not trained: by place, and by name.
+
+    Args:
+        model: ``train=False`` is among the arguments where its ``__call__`` takes it.
+        inputs: One input, or a tuple of positional ones.
+    """
     positional = inputs if isinstance(inputs, tuple) else (inputs,)
-    parameters = inspect.signature(type(model).__call__).parameters
-    takes_train = "train" in parameters
-    return model.init(rngs, *positional, **({"train": False} if takes_train else {}))
+    takes_train = "train" in inspect.signature(type(model).__call__).parameters
+    return positional, ({"train": False} if takes_train else {})
 
 
 def init_state(

@@ -13,16 +13,18 @@ from xtrainer.state import TrainState
 from xtrainer.step import (
     EvalExecutor,
     LossTerms,
+    PredictExecutor,
     StepSettings,
     TrainExecutor,
     count_flops,
     describe_loss,
     make_eval_step,
+    make_predict_step,
     train_layout,
 )
 from xtrainer.trainer.batches import BatchPreparer
 from xtrainer.trainer.config import TrainerConfig
-from xtrainer.types import ApplyFn, BatchLike, LossFunction, PyTree
+from xtrainer.types import ApplyFn, BatchLike, LossFunction, PredictFunction, PyTree
 
 
 def step_settings(
@@ -126,6 +128,21 @@ def eval_parts(
     step = make_eval_step(loss_function, apply_fn, settings) if step is None else step
     executor = EvalExecutor(step, terms.layout, shardings_of(state), layout, *options)
     return executor, BatchPreparer(layout, terms.paddable)
+
+
+def predict_parts(
+    predict_function: PredictFunction,
+    apply_fn: ApplyFn,
+    settings: StepSettings,
+    layout: BatchLayout,
+    config: TrainerConfig,
+    state: TrainState,
+) -> tuple[PredictExecutor, BatchPreparer]:
+    """Returns the compiled prediction step of a function and what prepares its batches."""
+    step = make_predict_step(predict_function, apply_fn, settings)
+    options = (config.debug, compilation_cache().compile)
+    executor = PredictExecutor(step, shardings_of(state), layout, *options)
+    return executor, BatchPreparer(layout, paddable=True)
 
 
 def step_flops(

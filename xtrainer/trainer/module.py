@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from xtrainer.checkpoint import CheckpointItems
+from xtrainer.data import DataModule, Phase
 from xtrainer.hooks import Hooks
 from xtrainer.launch import is_main_process
 from xtrainer.loop import (
@@ -20,14 +21,16 @@ from xtrainer.loop import (
 )
 from xtrainer.metrics import DeviceMetrics, HostWindow, finish
 from xtrainer.step import TrainExecutor
-from xtrainer.trainer import batch_trials, overview, run, saving, start
+from xtrainer.trainer import batch_trials, online, overview, run, saving, start
+from xtrainer.trainer import predict as predicting
 from xtrainer.trainer import resume as resuming
 from xtrainer.trainer.batch_size import BatchSizeTable, BatchTrial
 from xtrainer.trainer.clean_end import clean_test
+from xtrainer.trainer.data_modules import takes_data_module
 from xtrainer.trainer.folders import held_folders
 from xtrainer.trainer.restoring import TrainerRestoring
 from xtrainer.trainer.training_set import validation_sets
-from xtrainer.types import BatchLike, HostMetrics
+from xtrainer.types import BatchLike, HostMetrics, PredictFunction
 
 
 class TrainerModule(TrainerRestoring):
@@ -52,9 +55,10 @@ class TrainerModule(TrainerRestoring):
 
     # Training and evaluation.
 
+    @takes_data_module(Phase.TRAIN)
     def train_model(
         self,
-        train_loader: Iterable[BatchLike],
+        train_loader: Any,
         val_loader: Any = None,
         test_loader: Any = None,
         num_epochs: int | None = None,
@@ -68,7 +72,8 @@ class TrainerModule(TrainerRestoring):
         ``load_model``, goes on where the state is. ``stop_reason`` says how it ended.
 
         Args:
-            train_loader: Batches; an epoch is one pass, or ``steps_per_epoch`` batches.
+            train_loader: Batches; an epoch is one pass, or ``steps_per_epoch`` batches. Or a
+                :class:`DataModule`, which has all loaders that are not given besides.
             val_loader: Validation batches, a dictionary of several sets, or None.
             test_loader: The same for a test at the end, with the best model where one is tracked.
             num_epochs: Epochs in all; an epoch ends with the loader's pass.
@@ -107,13 +112,38 @@ class TrainerModule(TrainerRestoring):
             loaders = Loaders(self.sources.of(train_loader, "train"), val)
             return run.train(self, plan, loaders, test_loader)
 
+    def train_online(self, loader: Iterable[BatchLike]) -> HostMetrics:
+        """Updates the model with one pass over a loader, and returns the means over that pass.
+
+        For data that come while a model is in use. Steps, and with them the learning rate, go on;
+        they count for the ``num_train_steps`` of ``train_model``. No epoch is counted, and the
+        training loader stays where it is, also within its pass. Nothing is validated, tested or
+        saved: ``ModelCheckpoint`` and the hooks of epochs are left out, all other hooks are called.
+        The guard works as ever, but the run never goes back: where ``nonfinite_policy`` is
+        ``"rollback"``, the pass ends instead.
+
+        Args:
+            loader: Batches like those of training. An iterator is read to its end.
+
+        Returns:
+            Loss and metrics; of fewer steps where the pass was ended early, see ``stop_reason``.
+
+        Raises:
+            LoaderError: If there is no batch.
+            FolderInUseError: If another run trains in the same folder.
+        """
+        return online.train_online(self, self.sources.of(loader, "online"))
+
+    @takes_data_module(Phase.VALIDATION)
     def eval_model(self, data_loader: Any, mode: str = "val", epoch_idx: int = 0) -> HostMetrics:
-        """Returns the metrics of one or several sets and logs them under ``mode``."""
+        """Returns the metrics of one or several sets, or of a :class:`DataModule`'s validation set,
+        and logs them under ``mode``."""
         with self.ledger.spent("validation"):
             metrics = run_evaluation(self, self.sources.of_sets(data_loader, mode), mode, epoch_idx)
         self.logger.log_metrics(metrics, self.global_step, mode, epoch_idx)
         return metrics
 
+    @takes_data_module(Phase.TEST)
     def test_model(
         self, test_loader: Any, apply_callbacks: bool = False, epoch_idx: int = 0
     ) -> HostMetrics:
@@ -192,6 +222,38 @@ class TrainerModule(TrainerRestoring):
         """
         limits = (max_batch_size, max_trials, halving_limit, steps_per_trial, memory_limit)
         return batch_trials.tune(self, loader, *limits, on_improvement)
+
+    def predict(
+        self,
+        loader: Iterable[BatchLike] | DataModule,
+        function: PredictFunction | None = None,
+        collect: bool = True,
+    ) -> Any:
+        """Returns what the model says of every example of a loader, in the loader's order.
+
+        A last batch of fewer rows is padded and the padding taken off, so that no batch size, mesh
+        or number of processes changes a row; each process gets the rows of all. Nothing else
+        changes: neither the state nor the place in a training loader of its own.
+
+        Args:
+            loader: Batches, or a data module; a new pass is begun. There need be no targets where
+                nothing reads them.
+            function: Instead of :meth:`predict_function`; give the same object again, as it is
+                compiled once for each shape of batch.
+            collect: Return one tree with all rows; otherwise a generator of a tree per batch, for
+                outputs that do not fit the host's memory. It is to be read to the end by all
+                processes, and before the state is trained on.
+
+        Returns:
+            The outputs as NumPy arrays whose first axis are the examples.
+
+        Raises:
+            LoaderError: If there is no batch.
+            PredictionError: If the outputs are not one row per example, or, to collect, are not of
+                one shape.
+        """
+        batches = predicting.predictions(self, loader, function or self.predict_function)
+        return predicting.collected(batches) if collect else batches
 
     def _run_model_eval(
         self, data_loader: Any, mode: str = "", epoch_idx: int = -1

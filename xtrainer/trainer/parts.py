@@ -39,7 +39,7 @@ from xtrainer.optim import (
 from xtrainer.parallel import BatchLayout, build_mesh, check_mesh
 from xtrainer.state import Progress, TrainState
 from xtrainer.step import StepSettings, make_eval_step, make_train_step, train_layout, whole
-from xtrainer.trainer import compiled
+from xtrainer.trainer import compiled, plugins
 from xtrainer.trainer.assemble import (
     BegunState,
     abstract_state,
@@ -109,6 +109,7 @@ class TrainerParts(TrainerSeams):
         mesh: Mesh | None = None,
     ) -> None:
         check_configs(trainer=trainer_config, model=model_config, optimizer=optimizer_config)
+        trainer_config, model_config = plugins.configured(trainer_config, model_config)
         num_rows(batch)
         self.ledger = Ledger()
         with self.ledger.spent("init"):
@@ -224,6 +225,7 @@ class TrainerParts(TrainerSeams):
         self.callbacks = sorted(made, key=lambda callback: isinstance(callback, ModelCheckpoint))
         check_folders(self.callbacks)
         check_averages(self.callbacks)
+        self.sources.process = plugins.processing(self.callbacks)
 
     def create_jitted_functions(self) -> None:
         """Sets the compiled steps (compiled when first called) and what prepares their batches."""
@@ -238,6 +240,7 @@ class TrainerParts(TrainerSeams):
             batch_spec(self.exmp_batch),
         )
         self.compiled_evaluations: dict[Callable[..., Any], Any] = {}  # of other losses
+        self.compiled_predictions: dict[Callable[..., Any], Any] = {}
         name = "create_evaluation_step_function"
         is_own = getattr(type(self), name) is not getattr(TrainerParts, name)
         self.compiled_eval_step, self.prepare_eval_batch = self.compile_evaluation(

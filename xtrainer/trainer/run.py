@@ -85,7 +85,7 @@ def _train(
             check_and_compile(trainer, plan, loaders, test_loader)
             trainer.is_own_state = begun = True
             run_training(trainer, loaders, plan)
-            while roll_back(trainer, loaders):
+            while not plan.is_online and roll_back(trainer, loaders):
                 results |= trainer.results_so_far
                 rewind_logs(trainer)
                 tell_of_rollback(trainer)

@@ -7,7 +7,7 @@ import jax
 
 from xtrainer.data import get_input
 from xtrainer.hooks import Hooks
-from xtrainer.trainer.assemble import init_variables
+from xtrainer.trainer.assemble import call_arguments, init_variables
 from xtrainer.types import (
     ApplyFn,
     BatchLike,
@@ -46,11 +46,31 @@ class TrainerSeams(Hooks):
         """
         raise TypeError(f"{type(self).__name__} must define loss_function(...).")
 
+    def predict_function(
+        self, params: PyTree, apply_fn: ApplyFn, batch: BatchLike, rng: PRNGKey
+    ) -> PyTree:
+        """Returns what :meth:`predict` gives for a batch: the model's outputs, unless overridden.
+
+        The model is called with ``batch_to_input(batch)``, and ``train=False`` where it takes that.
+
+        Args:
+            params: The model's parameters.
+            apply_fn: The model's ``apply``; collections that are not passed come from the state.
+            batch: A batch, perhaps with rows of padding, whose results are left out.
+            rng: Typed key of this batch, from ``seed_eval``.
+
+        Returns:
+            Any pytree of arrays whose first axis is the batch. A row of it may depend on the same
+            row of the batch alone.
+        """
+        positional, named = call_arguments(self.model, self.batch_to_input(batch))
+        return apply_fn({"params": params}, *positional, **named)
+
     @staticmethod
     def batch_to_input(batch: BatchLike) -> PyTree:
         """Returns what the model is initialized with; a tuple stands for several arguments.
 
-        Only shapes are asked for: it is traced and never computed.
+        For the initialization only shapes are asked for: there it is traced and never computed.
         """
         return get_input(batch)
 

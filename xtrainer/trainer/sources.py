@@ -1,15 +1,24 @@
 """Whose loader is this, and where does it stand? One source per loader for a trainer's life."""
 
+import functools
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
-from xtrainer.data import LoaderPosition, LoaderSource
+from xtrainer.data import LoaderPosition, LoaderSource, Phase
 from xtrainer.errors import LoaderError
 from xtrainer.launch import gather_results, process_count
 from xtrainer.types import BatchLike, DataShard, ShardedLoader
 
 _LOG = logging.getLogger(__name__)
+
+_PHASES = {
+    "train": Phase.TRAIN,
+    "online": Phase.TRAIN,
+    "test": Phase.TEST,
+    "predict": Phase.PREDICT,
+}
+"""What the batches of a loader are for, by its name; else for a validation."""
 
 
 class Sources:
@@ -24,6 +33,7 @@ class Sources:
 
     Attributes:
         shard: Which part of every batch this process reads; loaders with ``set_shard`` are told.
+        process: What is made of every batch on the host, for what it is for; None: nothing.
     """
 
     def __init__(
@@ -36,6 +46,8 @@ class Sources:
         self._data: Mapping[str, str] = {}
         self._saved_by = 1
         self.shard = DataShard()
+        self.process: Callable[..., BatchLike] | None = None
+        self._owned: tuple[object, object] = (None, None)  # who made a training loader, and that
 
     def of(self, loader: Iterable[BatchLike] | LoaderSource, name: str) -> LoaderSource:
         """Returns the source of a loader, put where a restored checkpoint says it was.
@@ -52,6 +64,9 @@ class Sources:
             self._tell_shard(loader, name)
             source = self._current[name] = LoaderSource(loader, name)
             source.timeout_s = self.timeout_s
+            if self.process is not None:
+                phase = _PHASES.get(name.split("/")[0], Phase.VALIDATION)
+                source.process = functools.partial(self.process, phase=phase)
         if name in self._waiting:
             self._check_processes(loader, name, self._saved_by)
             self._put(source, self._waiting.pop(name), self._data.get(name))
@@ -60,6 +75,22 @@ class Sources:
     def current(self, name: str) -> LoaderSource | None:
         """Returns the source of the newest loader of a name; None before there is one."""
         return self._current.get(name)
+
+    def follow(self, loader: object, owner: object) -> None:
+        """Lets a training loader go on where the one before it stands, if one object made both.
+
+        What a checkpoint says, now or later, has precedence.
+
+        Args:
+            loader: The one that comes next.
+            owner: Who has made it.
+        """
+        current, (before, made) = self._current.get("train"), self._owned
+        self._owned = (owner, loader)
+        if current is None or current.loader is loader or "train" in self._waiting:
+            return
+        if owner is before and current.loader is made:
+            self.restore_later({"train": current.position}, process_count())
 
     def of_sets(self, loaders: Any, mode: str) -> dict[str | None, LoaderSource]:
         """Returns the sources of one set or of a dictionary of sets, by prefix."""

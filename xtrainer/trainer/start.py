@@ -47,15 +47,16 @@ def check_and_compile(trainer: TrainerView, plan: Plan, loaders: Loaders, test_l
     factors = (trainer.trainer_config, trainer.progress, trainer.callbacks)
     trainer.rates = RateFactors(rate_factor(*factors))
     trainer.notify("on_training_start")  # the last that may refuse before anything is compiled
-    prepare_rollbacks(trainer, loaders)
+    if not plan.is_online:
+        prepare_rollbacks(trainer, loaders)
     if not plan.done(trainer.progress):
         _compile_ahead(trainer, plan, loaders)
     rewind_logs(trainer)
     trainer.logger.log_config(config_to_json(trainer))
     val = loaders.val.get(None, loaders.val or None)
-    trainer.log_training_info(
-        plan.num_epochs, plan.num_train_steps, plan.steps_per_epoch, loaders.train, val, test_loader
-    )
+    asked = (plan.num_epochs, plan.num_train_steps, plan.steps_per_epoch)
+    if not plan.is_online:
+        trainer.log_training_info(*asked, loaders.train, val, test_loader)
     _let_waits_break_off(trainer)
     if loaders.val and not plan.done(trainer.progress):
         with contextlib.suppress(BrokenOff), trainer.ledger.spent("compile"):

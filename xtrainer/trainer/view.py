@@ -1,5 +1,6 @@
 """What do the functions of this room need of a trainer?"""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -43,6 +44,7 @@ class TrainerView(LoopTrainer, Protocol):
     stop_detail: str
     compiled_train_step: TrainExecutor
     compiled_eval_step: EvalExecutor
+    compiled_predictions: dict[Callable[..., Any], Any]
     has_validation: bool
     validation_sets: tuple[str | None, ...]
     total_steps: int | None
@@ -53,6 +55,11 @@ class TrainerView(LoopTrainer, Protocol):
     @property
     def log_path(self) -> Path | None:
         """The run folder."""
+        ...
+
+    @property
+    def log_every_n_steps(self) -> int:
+        """Steps of a row."""
         ...
 
     def request_stop(self, reason: StopReason = ..., detail: str = "") -> None:

@@ -1,5 +1,6 @@
 """Gradients under masks and means of evaluations, where processes have little or nothing to say."""
 
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -24,6 +25,8 @@ NUM_MASKS = 8
 ACCUMULATE = (1, 4)
 LARGEST = 40
 """Rows of the largest evaluation set."""
+PREDICTED = (1, 2, 7, 12, 13)
+"""Rows of the sets that are predicted."""
 LOCAL_ROWS = 3
 """Rows that a process gives to a full evaluation batch."""
 
@@ -157,5 +160,62 @@ def evaluations(own: member.Member) -> dict[str, Any]:
     return found
 
 
+def first_inputs(params: Any, apply_fn: Any, batch: Batch, rng: Any) -> Any:
+    """Returns what tells the rows of a batch apart."""
+    return batch["inputs"][:, 0, 0]
+
+
+class Dealt(xt.DataModule):
+    """This process's rows of a set, which the main process alone has written."""
+
+    def __init__(self, own: member.Member, rows: int, deal: str) -> None:
+        self.own, self.rows, self.deal = own, rows, deal
+        self.path = own.folder / f"{rows} {deal}.npy"
+        self.prepared = 0
+
+    def prepare_data(self) -> None:
+        """Writes the inputs."""
+        time.sleep(0.05)  # others that do not wait would come too early
+        self.prepared += 1
+        np.save(self.path, examples(self.rows, seed=self.rows)["inputs"])
+
+    def setup(self, phase: xt.Phase) -> None:
+        """Reads those of this process."""
+        mine = DEALS[self.deal](self.rows, self.own.index, self.own.count)
+        self.inputs = np.load(self.path)[mine]
+
+    def predict_loader(self) -> Any:
+        """Returns them in batches."""
+        cuts = range(0, len(self.inputs), LOCAL_ROWS)
+        return [{"inputs": self.inputs[at : at + LOCAL_ROWS]} for at in cuts]
+
+
+def predictions(own: member.Member) -> dict[str, Any]:
+    """Returns what is predicted of some numbers of rows, dealt out in several ways."""
+    trainer, prepared = make_trainer(), 0
+    found: dict[str, Any] = {}
+    for deal in DEALS:
+        for rows in PREDICTED:
+            module = Dealt(own, rows, deal)
+            found[f"{deal}/{rows}"] = trainer.predict(module, first_inputs).tolist()
+            prepared += module.prepared
+    own.record("prepared", prepared)
+    return found
+
+
+def online(own: member.Member) -> dict[str, Any]:
+    """Returns the means and the gradient of a pass over new data, and those of an epoch."""
+    trainer = make_trainer()
+    loader = lambda: xt.ArrayLoader(examples(2 * ROWS + 3), ROWS, shuffle=True)  # noqa: E731
+    found: dict[str, Any] = {"means": trainer.train_online(loader())}
+    found["gradient"] = member.leaves(trainer.state.opt_state.gradient)
+    found["counted"] = [trainer.global_step, trainer.progress.epochs_done]
+    results = trainer.train_model(loader(), loader(), num_epochs=1)
+    found["same"] = member.leaves(trainer.state.opt_state.gradient)
+    found["loss"] = results["val_epoch_1"]["loss"]
+    return found
+
+
 if __name__ == "__main__":
-    member.play_all({"gradients": gradients, "evaluations": evaluations})
+    scenarios = (gradients, evaluations, predictions, online)
+    member.play_all({scenario.__name__: scenario for scenario in scenarios})
