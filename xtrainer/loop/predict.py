@@ -32,7 +32,7 @@ def predict_loader(
     must take them to the end.
 
     Args:
-        trainer: The trainer whose state is used, as it is when the first batch is asked for.
+        trainer: The trainer whose ``evaluated_state`` is used, as it is when the first batch is asked for.
         source: The loader; a new pass is begun.
         executor: The compiled step.
         prepare: From a host batch to one on the devices.
@@ -47,7 +47,7 @@ def predict_loader(
     several, interrupts = together.several, trainer.interrupts
     if several:
         agree_on_first_batch(source, prepare)
-    window, state = executor.new_window(), executor.flatten(trainer.state)
+    window, state = executor.new_window(), executor.flatten(trainer.evaluated_state())
     waiting: deque[tuple[Any, jax.Array]] = deque()  # results, and what to wait for them by
     found = False
     with contextlib.closing(batches_of_pass(source, prepare, together, trainer)) as feed:

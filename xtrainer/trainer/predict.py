@@ -21,7 +21,7 @@ def predictions(
     """Returns a generator of the outputs for each batch, see ``TrainerModule.predict``.
 
     Args:
-        trainer: Its state is used.
+        trainer: Its ``evaluated_state`` is used.
         loader: Its position is of its own, apart from that of a training loader. A data module is
             set up when the first batch is asked for, and taken down after the last one.
         function: What to predict; compiled once for each shape of batch.
