@@ -23,7 +23,7 @@ REASONS = {
     "checkpoint/manager.py: done.exception()": ENDS,
     "checkpoint/manager.py: self.wait()": OWN,
     "checkpoint/under_way.py: arrays.wait()": "in a thread that Save.outcome gives up",
-    "data/grain.py: parent.join()": "a worker that is there for as long as its parent",
+    "data/grain_reader.py: parent.join()": "a worker that is there for as long as its parent",
     "data/prefetch.py: self._ready.get()": "only what is there already",
     "data/prefetch.py: self._room.get()": WAITS_FOR_WORK,
     "data/prefetch.py: self._thread.join()": WATCHED,
