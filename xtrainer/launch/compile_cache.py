@@ -130,21 +130,28 @@ class CompilationCache:
         """Where compiled programs are kept; None: nowhere."""
         return self._folder
 
-    def compile(self, lowered: jax.stages.Lowered, name: str) -> jax.stages.Compiled:
+    def compile(
+        self,
+        lowered: jax.stages.Lowered,
+        name: str,
+        options: Mapping[str, str | bool] | None = None,
+    ) -> jax.stages.Compiled:
         """Returns the compiled program, and records how it came about.
 
         Args:
             lowered: The program.
             name: What it is called in reports, and by which it is found again at the next start.
+            options: Of the compiler.
         """
+        chosen = None if options is None else dict(options)
         if self._folder is None:
             start = time.perf_counter()
-            compiled = lowered.compile()
+            compiled = lowered.compile(compiler_options=chosen)
             self._record(CompileRecord(name, time.perf_counter() - start, None, _OFF))
             return compiled
         tally = self._tally()
         before, start = dict(tally.events), time.perf_counter()
-        compiled = lowered.compile()
+        compiled = lowered.compile(compiler_options=chosen)
         seconds = time.perf_counter() - start
         self._record(self._explain(lowered, name, seconds, tally.since(before)))
         return compiled

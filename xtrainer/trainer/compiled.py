@@ -1,6 +1,7 @@
 """Which compiled steps does a trainer run, and in which shape do they want a batch?"""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,7 @@ from xtrainer.step import (
 )
 from xtrainer.trainer.batches import BatchPreparer
 from xtrainer.trainer.config import TrainerConfig
+from xtrainer.trainer.deterministic import compiler_options
 from xtrainer.types import ApplyFn, BatchLike, LossFunction, PredictFunction, PyTree
 
 
@@ -77,6 +79,15 @@ def loss_terms(
     return describe_loss(loss_function, apply_fn, settings, state, batch, num_rows(batch), train)
 
 
+def compile_program(
+    config: TrainerConfig, layout: BatchLayout
+) -> Callable[..., jax.stages.Compiled]:
+    """Returns what compiles a lowered step, as the config asks for."""
+    platform = layout.mesh.devices.flat[0].platform
+    options = compiler_options(config.deterministic, platform)
+    return functools.partial(compilation_cache().compile, options=options)
+
+
 def train_parts(
     make_step: Callable[[StepSettings], Any],
     terms: LossTerms,
@@ -105,7 +116,7 @@ def train_parts(
         layout,
         config.donate_train_state,
         config.debug,
-        compilation_cache().compile,
+        compile_program(config, layout),
     )
     # Collections that a model updates (batch statistics) are computed from padded rows as well.
     paddable = terms.paddable and not jax.tree.leaves(state.mutable_variables)
@@ -124,7 +135,7 @@ def eval_parts(
 ) -> tuple[EvalExecutor, BatchPreparer]:
     """Returns the compiled evaluation step of a loss and what prepares its batches."""
     terms = loss_terms(loss_function, apply_fn, settings, state, batch, train=False)
-    options = (config.debug, compilation_cache().compile, step is not None)
+    options = (config.debug, compile_program(config, layout), step is not None)
     step = make_eval_step(loss_function, apply_fn, settings) if step is None else step
     executor = EvalExecutor(step, terms.layout, shardings_of(state), layout, *options)
     return executor, BatchPreparer(layout, terms.paddable)

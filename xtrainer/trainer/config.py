@@ -1,6 +1,7 @@
 """What is asked of a trainer and of its model?"""
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from xtrainer.metrics import LOG_MODES
 from xtrainer.parallel import ParallelConfig
 from xtrainer.registry import models
 from xtrainer.step import PrecisionConfig
+from xtrainer.trainer.deterministic import flag_problems
 from xtrainer.trainer.exceptions import exception_problems
 
 
@@ -23,6 +25,10 @@ class TrainerConfig(Config):
 
     seed: int = 0
     """Seed of initialization and training, 0 to 2**32 - 1."""
+    deterministic: bool = False
+    """Let two runs give the same bits on GPUs too, which can make steps far slower there (an
+    embedding's gradient most of all; not with ``debug``, which compiles none). And seed the
+    generators of Python and NumPy when training begins or goes on; xtrainer draws from neither."""
     train_exceptions: tuple[type[Exception], ...] = ()
     """Errors that end a run as a request to stop does, if a loader, a callback or the loss raises
     one: nothing is raised, the last good step is saved, and ``stop_reason`` is ``EXCEPTION``. An
@@ -160,6 +166,8 @@ class TrainerConfig(Config):
                 f"max_consecutive_nonfinite: found {value}, expected a number <= {MAX_COUNT}."
             )
         found += self._rollback_problems()
+        if self.deterministic:
+            found += flag_problems(os.environ.get("XLA_FLAGS", ""))
         found += exception_problems("train_exceptions", self.train_exceptions)
         found += exception_problems("test_exceptions", self.test_exceptions)
         if self.black_box_max_bytes < 0:

@@ -20,6 +20,7 @@ from xtrainer.loop import (
     run_training,
 )
 from xtrainer.trainer.clean_end import clean_end
+from xtrainer.trainer.deterministic import seed_generators
 from xtrainer.trainer.memory import explain_memory
 from xtrainer.trainer.rollback import roll_back, tell_of_rollback
 from xtrainer.trainer.saving import MODEL_PARTS, checkpoint_callback
@@ -42,12 +43,16 @@ def train(
     """
     trainer.stop_reason, trainer.stop_detail, trainer.stop_wanted = None, "", None
     trainer.may_save_failed, trainer.results_so_far = False, {}
-    enabled = trainer.trainer_config.handle_signals
+    config = trainer.trainer_config
+    if config.deterministic:
+        seed_generators(config.seed, trainer.progress.step)
     try:
         with (
             trainer.ledger.spent("idle"),
             watched(trainer),
-            Interrupts(functools.partial(_was_asked, trainer), enabled=enabled) as interrupts,
+            Interrupts(
+                functools.partial(_was_asked, trainer), enabled=config.handle_signals
+            ) as interrupts,
         ):
             trainer.interrupts = interrupts
             if (earlier := asked_to_end()) is not None:

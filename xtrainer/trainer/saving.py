@@ -171,7 +171,7 @@ def load_step(
         trainer.sources.restore_later(positions, meta["process_count"], data)
         _load_callbacks(trainer.callbacks, meta["callbacks"])
         trainer.restored_rows = OpenRows(rows, meta["loggers"] if own else None)
-        _compare_numerics(step_folder, meta["numerics"])
+        _compare_numerics(step_folder, meta, trainer.trainer_config.deterministic)
         if own:
             trainer.is_own_state = True
             trainer.ledger.load_json(meta["ledger"])
@@ -258,8 +258,11 @@ def _check_steps(step_folder: Path, step: int, progress: Progress) -> None:
         )
 
 
-def _compare_numerics(step_folder: Path, saved: Mapping[str, Any]) -> None:
-    now = numerics()
+def _compare_numerics(step_folder: Path, meta: Mapping[str, Any], deterministic: bool) -> None:
+    config = meta["config"].get("trainer")
+    was = isinstance(config, Mapping) and config.get("deterministic", False)
+    saved = {**meta["numerics"], "deterministic": was}
+    now = {**numerics(), "deterministic": deterministic}
     changed = [
         f"{name}: {saved[name]!r} then, {now[name]!r} now"
         for name in saved.keys() & now.keys()
@@ -267,6 +270,6 @@ def _compare_numerics(step_folder: Path, saved: Mapping[str, Any]) -> None:
     ]
     if changed:
         _LOG.warning(
-            "%s was saved under other settings of JAX, so the run will not go on exactly: %s.",
+            "%s was saved under other settings, so the run will not go on exactly: %s.",
             step_folder, "; ".join(sorted(changed)),
         )  # fmt: skip
