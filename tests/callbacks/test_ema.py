@@ -166,6 +166,24 @@ def test_a_run_that_goes_on_ends_with_the_same_average(
     zoo.assert_same(average_of(second), average)
 
 
+@pytest.mark.parametrize("way", ["dictionary", "run", "map"])
+def test_another_model_is_not_evaluated_with_the_average_of_the_old_one(
+    averaging: probes.Repeatable, tmp_path: Path, way: str
+) -> None:
+    other = averaging.begin(xt.ModelCheckpointConfig(), folder=tmp_path)
+    other.train_model(probes.numbered(2), VAL, num_epochs=1)
+    params = zoo.host(other.state.params)
+    trainer = averaging.begin(xt.EMAConfig())
+    trainer.train_model(probes.numbered(4), num_epochs=1)
+    if way == "dictionary":
+        trainer.restore_model({"params": params})
+    elif way == "run":
+        trainer.load_pretrained_model(tmp_path, load_optimizer=False)
+    else:
+        trainer.load_pretrained_model(tmp_path, param_map=xt.PretrainedMap())
+    zoo.assert_same(trainer.evaluated_state().params, params)
+
+
 def test_average_and_parameters_share_one_compiled_evaluation() -> None:
     trainer = zoo.make_trainer(optimizer=OPTIMIZER, mesh=zoo.devices(1), callbacks=[xt.EMAConfig()])
     with zoo.compilations() as found:

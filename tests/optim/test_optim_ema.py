@@ -15,6 +15,7 @@ from xtrainer.optim import (
     SchedulerConfig,
     averaged_params,
     build_optimizer,
+    forget_average,
     has_average,
     path_mask,
     scalable,
@@ -102,6 +103,16 @@ def test_before_the_first_update_there_are_the_parameters() -> None:
     optimizer = with_average(optax.sgd(0.1), 0.9)
     other = jax.tree.map(lambda x: x + 1, PARAMS)  # as after a model was loaded
     assert averaged_params(optimizer.init(PARAMS), other) is other
+
+
+def test_of_parameters_that_are_there_no_more_the_average_is_forgotten() -> None:
+    optimizer = optax.chain(with_average(optax.sgd(0.1), 0.9))
+    _, state = train(optimizer, 3)
+    state = forget_average(state, jax.device_put)
+    assert averaged_params(state, PARAMS) is PARAMS
+    updates, state = optimizer.update(gradient(0), state, PARAMS)
+    moved = optax.apply_updates(PARAMS, updates)
+    assert_close(averaged_params(state, moved), moved)
 
 
 def test_of_a_frozen_parameter_no_average_is_kept() -> None:

@@ -227,5 +227,7 @@ def test_a_trainer_logs_the_rate_of_each_group_and_shows_it_in_its_table() -> No
         "Dense_1/bias": "head",
         "Dense_1/kernel": "head",
     }
+    with pytest.raises(ConfigError, match=r"found no group 'haed'\. Did you mean 'head'"):
+        trainer.learning_rate(1, group="haed")
     plain = zoo.make_trainer(mesh=zoo.devices(1))
     assert "group" not in plain.tabulate_params()

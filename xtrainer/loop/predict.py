@@ -32,7 +32,8 @@ def predict_loader(
     must take them to the end.
 
     Args:
-        trainer: The trainer whose ``evaluated_state`` is used, as it is when the first batch is asked for.
+        trainer: The trainer whose ``evaluated_state`` is used, as it is when the first batch is
+            asked for.
         source: The loader; a new pass is begun.
         executor: The compiled step.
         prepare: From a host batch to one on the devices.

@@ -14,7 +14,13 @@ from xtrainer.optim.build import (
     decayed_params,
     frozen_patterns,
 )
-from xtrainer.optim.ema import AverageState, averaged_params, has_average, with_average
+from xtrainer.optim.ema import (
+    AverageState,
+    averaged_params,
+    forget_average,
+    has_average,
+    with_average,
+)
 from xtrainer.optim.groups import REST, ParamGroupConfig, label_params
 from xtrainer.optim.masks import path_mask, unmatched_patterns
 from xtrainer.optim.rate import build_schedules
@@ -33,6 +39,7 @@ __all__ = [
     "build_schedule",
     "build_schedules",
     "decayed_params",
+    "forget_average",
     "frozen_patterns",
     "has_average",
     "label_params",

@@ -255,7 +255,7 @@ def _table_parts(config: OptimizerConfig, schedule: Schedule) -> Parts:
 
 def _grouped_parts(config: OptimizerConfig, rates: Mapping[str, Schedule]) -> Parts:
     groups = config.groups
-    if not is_factory(config.name, optimizers):
+    if config.name in OPTIMIZERS:
         optimizer, *_ = _table_parts(config, rates[REST])
         mask = path_mask(config.weight_decay_include, config.weight_decay_exclude)
         # Direction and state are those of one optimizer: groups can come and go in a run.

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from xtrainer.errors import ConfigError
@@ -137,10 +138,29 @@ def averaged_params(opt_state: PyTree, params: PyTree) -> PyTree:
     return map_with_paths(averaged, params)
 
 
+def forget_average(opt_state: PyTree, put: Callable[[np.ndarray, Any], jax.Array]) -> PyTree:
+    """Returns the state with an average that has no value: of parameters that are there no more.
+
+    Args:
+        opt_state: Of any optimizer.
+        put: From a host array and the sharding of the old one to the new array.
+    """
+
+    def forgotten(leaf: Any) -> Any:
+        if not isinstance(leaf, AverageState):
+            return leaf
+        return leaf._replace(count=put(np.zeros((), np.int32), leaf.count.sharding))
+
+    return jax.tree.map(forgotten, opt_state, is_leaf=_is_average)
+
+
 def _find(opt_state: PyTree) -> AverageState | None:
-    is_average = lambda x: isinstance(x, AverageState)  # noqa: E731
-    found = [x for x in jax.tree.leaves(opt_state, is_leaf=is_average) if is_average(x)]
-    return found[0] if found else None
+    leaves = jax.tree.leaves(opt_state, is_leaf=_is_average)
+    return next((leaf for leaf in leaves if isinstance(leaf, AverageState)), None)
+
+
+def _is_average(x: object) -> bool:
+    return isinstance(x, AverageState)
 
 
 def _rounded(param: jax.Array, dtype: Any) -> jax.Array:

@@ -8,6 +8,7 @@ import jax
 
 from xtrainer.callbacks import EarlyStopping, Plugin
 from xtrainer.data import batch_spec, num_rows
+from xtrainer.errors import ConfigError, did_you_mean
 from xtrainer.launch import process_count
 from xtrainer.loggers import run_folder
 from xtrainer.loop import StopReason
@@ -89,7 +90,13 @@ class TrainerAnswers(TrainerParts):
             step: The step; of a refused one, the rate of the last update before it.
             skipped: Refused steps up to that one; as many as by now where None.
             group: One of ``group_schedules``; None: that of the parameters of no group.
+
+        Raises:
+            ConfigError: If there is no such group.
         """
+        if group is not None and group not in self.group_schedules:
+            known = did_you_mean(group, self.group_schedules)
+            raise ConfigError(f"learning_rate: found no group {group!r}. {known}")
         schedule = self.lr_schedule if group is None else self.group_schedules[group]
         if schedule is None:
             return None

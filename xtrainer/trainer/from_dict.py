@@ -8,6 +8,7 @@ import numpy as np
 
 from xtrainer.counts import wanted_count
 from xtrainer.errors import CheckpointError, LoaderError
+from xtrainer.optim import forget_average
 from xtrainer.parallel import copy_tree, put_global
 from xtrainer.state import TrainState
 from xtrainer.tree import flatten_with_paths
@@ -64,6 +65,8 @@ def restore_state(state: TrainState, state_dict: Mapping[str, Any]) -> TrainStat
             "The state dictionary does not fit the trainer's state:\n  "
             + "\n  ".join(problems[:20])
         )
+    if "opt_state" not in parts:
+        parts["opt_state"] = forget_average(state.opt_state, put_global)
     return state.replace(**parts)
 
 

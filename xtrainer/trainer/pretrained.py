@@ -15,7 +15,8 @@ from rich.table import Table
 from xtrainer.checkpoint import read_meta, restore_partial
 from xtrainer.config import Config
 from xtrainer.errors import CheckpointError
-from xtrainer.optim import frozen_patterns, path_mask
+from xtrainer.optim import forget_average, frozen_patterns, path_mask
+from xtrainer.parallel import put_global
 from xtrainer.trainer.view import TrainerView
 from xtrainer.tree import flatten_with_paths, map_with_paths, matches
 
@@ -229,9 +230,10 @@ def load_mapped(
     taken = {row.path: row.source for row in report.rows if row.result == "loaded"}
     found = _read(step_folder, saved, own, taken)
     trainer.state = state.replace(
+        opt_state=forget_average(state.opt_state, put_global),
         **map_with_paths(
             lambda path, leaf: _fit(found[taken[path]], leaf) if path in taken else leaf, model
-        )
+        ),
     )
 
 

@@ -23,6 +23,8 @@ from xtrainer.counts import as_int
 from xtrainer.data import batch_spec, encode_spec
 from xtrainer.errors import CheckpointError, CheckpointNotFoundError, ConfigError
 from xtrainer.loop import OpenRows
+from xtrainer.optim import forget_average
+from xtrainer.parallel import put_global
 from xtrainer.state import Progress, TrainState
 from xtrainer.trainer.shared import StepIndex, merge_loaders, own_data, own_position
 from xtrainer.trainer.sources import Sources
@@ -183,6 +185,7 @@ def load_step(
                 "%s holds no optimizer state: training would begin at step 0.", step_folder
             )
         parts = restore_partial(step_folder, MODEL_PARTS, trainer.state)
+        parts["opt_state"] = forget_average(trainer.state.opt_state, put_global)
         trainer.state = trainer.state.replace(**parts)
     return int(step_folder.name)
 
