@@ -230,6 +230,22 @@ def test_the_last_batch_of_a_pass_may_be_smaller(growing: probes.Repeatable) -> 
     assert rows_of(trainer) == [3] * 7 + [2] + [6] * 3 + [5]
 
 
+def test_a_grain_loader_reads_larger_batches_and_goes_on_with_them(
+    growing: probes.Repeatable, tmp_path: Path
+) -> None:
+    source = [{"inputs": np.ones(1, np.float32)}] * ROWS
+    saving = xt.ModelCheckpointConfig(log_path=str(tmp_path))
+    seen = []
+    for steps in (10, 14):  # two steps of 6 rows are left of the second pass
+        trainer = growing.begin(xt.BatchSizeGrowthConfig(plan=((1, 6), (9, 12))), saving)
+        train = xt.GrainLoader(source, 3, shuffle=True)
+        trainer.train_model(train, num_train_steps=steps)
+        train.close()
+        seen += rows_of(trainer)
+    assert seen == [3] * 8 + [6] * 4 + [12] * 2
+    assert trainer.progress.examples == 3 * ROWS
+
+
 def test_several_steps_in_a_dispatch_end_where_the_pass_does() -> None:
     config = xt.BatchSizeGrowthConfig(plan=((6, 6),), scale_lr="linear")
     trainer = make(callbacks=[config], steps_per_dispatch=2)

@@ -276,8 +276,9 @@ def test_a_checkpoint_without_a_factor_cannot_be_gone_on_from(
         trainer_class=Falling, model={}, optimizer=CONSTANT, batch=batches(1)[0], callbacks=[saving]
     )
     plain.train_model(batches(1), num_epochs=1)
-    with pytest.raises(CheckpointError, match="opt_state"):
+    with pytest.raises(CheckpointError, match="opt_state") as error:
         falling.begin(ANY, saving).train_model(batches(1), num_epochs=2)
+    assert "has a factor" in "".join(error.value.__notes__)
 
 
 @pytest.mark.parametrize("where", ["validation", "training"])

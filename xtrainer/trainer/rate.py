@@ -1,18 +1,20 @@
 """What is the learning rate multiplied by? By all that has changed it since training began."""
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import jax
 import optax
 
 from xtrainer.callbacks import Callback
-from xtrainer.errors import ConfigError
+from xtrainer.errors import CheckpointCorruptError, CheckpointError, ConfigError
 from xtrainer.optim import OptimizerConfig, is_scalable, set_update_scale
 from xtrainer.parallel import put_global
 from xtrainer.state import Progress
 from xtrainer.trainer.config import TrainerConfig
+from xtrainer.types import PyTree
 
 
 class RatedTrainer(Protocol):
@@ -64,6 +66,22 @@ def rate_factor(config: TrainerConfig, progress: Progress, callbacks: Sequence[C
     """Returns what the schedule's rate is multiplied by for the next step."""
     scale = config.rollback_lr_scale ** len(progress.rollbacks)
     return scale * math.prod(callback.learning_rate_factor for callback in callbacks)
+
+
+@contextlib.contextmanager
+def explained_factor(opt_state: PyTree) -> Iterator[None]:
+    """Adds what may be the reason to the error of a checkpoint that does not fit an optimizer."""
+    try:
+        yield
+    except CheckpointError as error:
+        if is_scalable(opt_state) and not isinstance(error, CheckpointCorruptError):
+            error.add_note(
+                "This run may change its learning rate (a callback that does, or a "
+                "rollback_lr_scale), for which its optimizer's state has a factor: it cannot go on "
+                "from a checkpoint of a run that could not. Leave that out, or take the model "
+                "alone (load_pretrained_model with load_optimizer=False)."
+            )
+        raise
 
 
 def set_rate(trainer: RatedTrainer) -> None:

@@ -26,6 +26,7 @@ from xtrainer.loop import OpenRows
 from xtrainer.optim import forget_average
 from xtrainer.parallel import put_global
 from xtrainer.state import Progress, TrainState
+from xtrainer.trainer.rate import explained_factor
 from xtrainer.trainer.shared import StepIndex, merge_loaders, own_data, own_position
 from xtrainer.trainer.sources import Sources
 from xtrainer.trainer.view import TrainerView
@@ -160,7 +161,7 @@ def load_step(
         if jax.process_count() == trainer.trainer_config.steps_per_dispatch == 1:
             # The step is compiled while the state is read.
             trainer.compiled_train_step.ahead(trainer.state, batch_spec(trainer.exmp_batch))
-        with trainer.ledger.spent("restore"):
+        with trainer.ledger.spent("restore"), explained_factor(trainer.state.opt_state):
             state = restore_state(step_folder, trainer.state)
         progress = Progress.from_json(meta["progress"])
         positions = {n: own_position(n, p) for n, p in meta["loaders"].items()}
