@@ -28,10 +28,10 @@ def _outside_of_epochs(trainer: TrainerView) -> Iterator[None]:
     epoch = (progress.epochs_done, progress.step_in_epoch, progress.batch_rows)
     progress.step_in_epoch = 0
     trainer.callbacks = [c for c in callbacks if not isinstance(c, ModelCheckpoint)]
-    # The row under way is not continued. Where the run begins here, later rows in its folder are
-    # those of an earlier one.
-    loggers = saved.loggers if saved is not None and trainer.is_own_state else None
-    trainer.restored_rows = OpenRows(None, loggers if trainer.is_own_state else {})
+    # The row under way is not continued; those that the loggers have are. Where the run begins
+    # here, later rows in its folder are those of an earlier one.
+    loggers = {} if not trainer.is_own_state else None if saved is None else saved.loggers
+    trainer.restored_rows = OpenRows(None, loggers)
     try:
         yield
     finally:
