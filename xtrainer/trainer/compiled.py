@@ -151,7 +151,7 @@ def predict_parts(
 ) -> tuple[PredictExecutor, BatchPreparer]:
     """Returns the compiled prediction step of a function and what prepares its batches."""
     step = make_predict_step(predict_function, apply_fn, settings)
-    options = (config.debug, compilation_cache().compile)
+    options = (config.debug, compile_program(config, layout))
     executor = PredictExecutor(step, shardings_of(state), layout, *options)
     return executor, BatchPreparer(layout, paddable=True)
 
