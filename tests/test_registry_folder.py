@@ -188,13 +188,16 @@ def test_models_of_installed_packages_are_filed_when_asked_for(
 def test_a_broken_entry_point_is_named_with_its_package_and_stops_no_other(
     write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    points = "[shapes]\na = planted_gone:A\nsquare = planted_two:Other\nz = planted_two:Z\n"
+    names = {"a": "planted_gone:A", "square": "planted_two:Other"}
+    names |= dict.fromkeys(("round.z", "z"), "planted_two:Z")
+    points = "\n".join(["[shapes]", *(f"{name} = {value}" for name, value in names.items())])
     offer(write, monkeypatch, points, planted_two="class Other: ...\nclass Z: ...")
-    registry: Registry = Registry("shape")
+    registry: Registry = Registry("shape", reserved="round.")
     registry.register("square")(int)
     with pytest.raises(ConfigError) as caught:
         registry.load_entry_points("shapes")
-    gone, taken = sorted(caught.value.problems)
+    gone, reserved, taken = sorted(caught.value.problems)
+    assert "names that begin with 'round.' stand for functions of that package" in reserved
     assert gone.startswith(
         "The entry point 'a' (planted_gone:A) of 'planted-plugin' cannot be used"
     )

@@ -33,6 +33,8 @@ class Registry(Generic[T]):
 
     Args:
         kind: What is registered, as it appears in messages (for example ``"model"``).
+        reserved: With what no name may begin, since such names are looked up elsewhere; empty for
+            nothing.
 
     Example:
         >>> shapes = Registry("shape")
@@ -42,17 +44,23 @@ class Registry(Generic[T]):
         True
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, reserved: str = "") -> None:
         self.kind = kind
+        self.reserved = reserved
         self._entries: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
         """Returns a decorator that files its argument under ``name``.
 
         Raises:
-            ConfigError: If the name already stands for another object. An object of the same
-                qualified name (a module run twice, a notebook cell) replaces the old one.
+            ConfigError: If the name is reserved, or already stands for another object. An object of
+                the same qualified name (a module run twice, a notebook cell) replaces the old one.
         """
+        if self.reserved and name.startswith(self.reserved):
+            raise ConfigError(
+                f"Found the {self.kind} name {name!r}; names that begin with {self.reserved!r} "
+                "stand for functions of that package. Choose another name."
+            )
 
         def decorator(entry: T) -> T:
             old = self._entries.get(name)
@@ -138,8 +146,8 @@ def _full_name(entry: object) -> str:
 
 
 models: Registry[Callable[..., Any]] = Registry("model")
-optimizers: Registry[Callable[..., Any]] = Registry("optimizer")
-schedules: Registry[Callable[..., Any]] = Registry("schedule")
+optimizers: Registry[Callable[..., Any]] = Registry("optimizer", OPTAX)
+schedules: Registry[Callable[..., Any]] = Registry("schedule", OPTAX)
 
 _NAMES: dict[str, Callable[[], Iterable[str]]] = {}
 """What else a name in a file may stand for, by kind; told by the rooms that read such names."""
@@ -176,7 +184,7 @@ def register_optimizer(name: str) -> Callable[[Any], Any]:
         >>> "registry_doc_sign" in optimizers
         True
     """
-    return _registered(optimizers, name)
+    return optimizers.register(name)
 
 
 def register_schedule(name: str) -> Callable[[Any], Any]:
@@ -195,16 +203,7 @@ def register_schedule(name: str) -> Callable[[Any], Any]:
         >>> "registry_doc_inverse" in schedules
         True
     """
-    return _registered(schedules, name)
-
-
-def _registered(table: Registry[Callable[..., Any]], name: str) -> Callable[[Any], Any]:
-    if name.startswith(OPTAX):
-        raise ConfigError(
-            f"Found the {table.kind} name {name!r}; names that begin with {OPTAX!r} are those of "
-            "Optax's own functions. Choose another name."
-        )
-    return table.register(name)
+    return schedules.register(name)
 
 
 def tell_names(kind: str, names: Callable[[], Iterable[str]]) -> None:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import probes
 import pytest
+import zoo
 
 import xtrainer as xt
 from xtrainer.trainer.compiled import compile_program
@@ -81,6 +82,21 @@ def test_steps_on_gpus_are_compiled_without_operations_that_depend_on_time(
     )
     lowered = Lowered()
     assert compiling(lowered, "train_step") == "program" and lowered.options == [options]
+
+
+def test_both_steps_of_a_trainer_are_compiled_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = object()
+    asked = []
+
+    def choose(config: xt.TrainerConfig, layout: Any) -> Any:
+        asked.append(config.deterministic)
+        return chosen
+
+    monkeypatch.setattr("xtrainer.trainer.compiled.compile_program", choose)
+    trainer = zoo.make_trainer(deterministic=True)
+    for executor in (trainer.compiled_train_step, trainer.compiled_eval_step):
+        assert executor.programs._compile is chosen
+    assert asked == [True, True]
 
 
 def test_the_option_is_one_of_the_compiler_and_another_word_is_not() -> None:

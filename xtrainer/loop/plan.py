@@ -196,6 +196,10 @@ def make_plan(
         wanted = None if value is None else wanted_count(value, smallest[name])
         if wanted is not None:
             problems.append(f"train_model: found {name}={value!r}, expected {wanted}.")
+            if name == "num_epochs" and isinstance(value, float):
+                problems[-1] += (
+                    f" A part of one: **TrainingUnit.EPOCH.totals({value}, len(loader))."
+                )
     if problems:
         raise ConfigError(problems)
     return Plan(
