@@ -8,7 +8,7 @@ Synopsis:
 """
 
 from xtrainer.metrics.accumulate import LOG_MODES, DeviceMetrics, MetricLayout, accumulate
-from xtrainer.metrics.history import History, Row, row_from_json, row_to_json
+from xtrainer.metrics.history import History, Row
 from xtrainer.metrics.host import HostWindow, finish, start_to_host, to_host
 from xtrainer.metrics.norms import global_norm, norms_per_param
 from xtrainer.metrics.summary import parameter_table, spec_text
@@ -25,8 +25,6 @@ __all__ = [
     "global_norm",
     "norms_per_param",
     "parameter_table",
-    "row_from_json",
-    "row_to_json",
     "spec_text",
     "start_to_host",
     "to_host",
