@@ -96,7 +96,10 @@ PROGRESS = Progress(
     examples=4,
     skipped=5,
     validations=6,
-    best={"val/loss": {"value": 0.25, "step": 7, "epoch": 2}},
+    best={
+        "val/loss": {"value": 0.25, "step": 7, "epoch": 2},
+        "loss": {"value": 0.5, "step": 3, "epoch": 1, "metrics": {"loss": 0.5, "b": float("inf")}},
+    },
 )
 
 
@@ -112,6 +115,13 @@ def test_written_progress_is_independent_of_the_one_that_goes_on() -> None:
     progress.best["loss"]["value"] = 2.0
     data["best"]["loss"]["value"] = 3.0
     assert restored.best["loss"]["value"] == 1.0
+
+
+def test_where_the_best_checkpoint_is_now_is_not_saved() -> None:
+    progress = Progress(best_checkpoints={"loss": "/runs/a/checkpoints/3"})
+    assert "best_checkpoints" not in progress.to_json()
+    assert progress == Progress.from_json(progress.to_json()) == Progress()
+    assert progress.best_checkpoints == {"loss": "/runs/a/checkpoints/3"}
 
 
 def test_two_runs_share_no_best_value() -> None:
@@ -135,7 +145,18 @@ def test_missing_numbers_are_all_named() -> None:
         Progress.from_json(data)
 
 
-@pytest.mark.parametrize("wrong", [None, 3, [], {"loss": 3}, {"loss": None}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        None,
+        3,
+        [],
+        {"loss": 3},
+        {"loss": None},
+        {"loss": {"value": 1.0, "metrics": 3}},
+        {"loss": {"value": 1.0, "metrics": {"loss": "low"}}},
+    ],
+)
 def test_damaged_best_values_are_an_error(wrong: Any) -> None:
     with pytest.raises(CheckpointError, match="progress in the checkpoint has.*best"):
         Progress.from_json({**PROGRESS.to_json(), "best": wrong})

@@ -6,9 +6,10 @@ JSON agrees on (NaN, 1e999, ten thousand digits) is an error before anything loo
 
 import json
 import math
-from typing import NoReturn
+from collections.abc import Mapping
+from typing import Any, NoReturn
 
-from xtrainer.types import JSON
+from xtrainer.types import JSON, HostMetrics
 
 MAX_BYTES = 2**26
 MAX_ITEMS = 2**22
@@ -98,3 +99,21 @@ def _refuse(constant: str) -> NoReturn:
 _DECODER = json.JSONDecoder(
     object_pairs_hook=_once, parse_int=_whole, parse_float=_finite, parse_constant=_refuse
 )
+
+
+def row_to_json(row: HostMetrics) -> JSON:
+    """Returns a row as JSON, which has no NaN and no infinities: those as text.
+
+    Example:
+        >>> row_from_json(row_to_json({"loss": float("inf")}))
+        {'loss': inf}
+    """
+    return {
+        name: value if math.isfinite(value) else repr(value)
+        for name, value in ((name, float(value)) for name, value in row.items())
+    }
+
+
+def row_from_json(saved: Mapping[str, Any]) -> HostMetrics:
+    """Returns what :func:`row_to_json` was given."""
+    return {str(name): float(value) for name, value in saved.items()}

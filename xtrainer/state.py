@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from xtrainer.errors import CheckpointError
+from xtrainer.json_text import row_from_json, row_to_json
 from xtrainer.types import JSON, PRNGKey, PyTree
 
 
@@ -159,7 +160,10 @@ class Progress:
         skipped: Steps that the guard refused.
         validations: Finished validations.
         validated_at: The step of the newest of them, 0 for none.
-        best: For each monitored metric its best ``value`` with ``step`` and ``epoch``.
+        best: For each monitored metric its best ``value`` with ``step`` and ``epoch``, and the
+            ``metrics`` of all sets there.
+        best_checkpoints: For each of them the folder of that step's checkpoint. It is where the run
+            is now, and so is no part of what is saved or compared.
         rollbacks: Returns to earlier checkpoints, see ``TrainerConfig.nonfinite_policy``.
     """
 
@@ -171,7 +175,8 @@ class Progress:
     skipped: int = 0
     validations: int = 0
     validated_at: int = 0
-    best: dict[str, dict[str, float]] = field(default_factory=dict)
+    best: dict[str, dict[str, Any]] = field(default_factory=dict)
+    best_checkpoints: dict[str, str] = field(default_factory=dict, compare=False)
     rollbacks: list[Rollback] = field(default_factory=list)
 
     @property
@@ -200,7 +205,10 @@ class Progress:
             {**asdict(one), "skipped": [list(batch) for batch in one.skipped]}
             for one in self.rollbacks
         ]
-        return {**asdict(self), "rollbacks": rollbacks}
+        best = {name: _best_to_json(entry) for name, entry in self.best.items()}
+        saved = {**asdict(self), "best": best, "rollbacks": rollbacks}
+        del saved["best_checkpoints"]
+        return saved
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Progress":
@@ -209,7 +217,8 @@ class Progress:
         Raises:
             CheckpointError: If a number is missing, negative or not a whole number.
         """
-        numbers = [f.name for f in fields(cls) if f.name not in ("best", "rollbacks")]
+        others = ("best", "best_checkpoints", "rollbacks")
+        numbers = [f.name for f in fields(cls) if f.name not in others]
         data = {"validated_at": 0, **data}  # which checkpoints of earlier versions do not have
         wrong = {
             name: data.get(name)
@@ -224,7 +233,13 @@ class Progress:
                 "expected whole numbers >= 0 and a mapping 'best'. The checkpoint is damaged; "
                 "use another."
             )
-        best = {str(name): dict(entry) for name, entry in data["best"].items()}
+        try:
+            best = {str(name): _best_from_json(entry) for name, entry in data["best"].items()}
+        except (AttributeError, TypeError, ValueError, OverflowError) as error:
+            raise CheckpointError(
+                f"The progress in the checkpoint has the best values {data['best']!r:.500}, "
+                "expected numbers and metrics. The checkpoint is damaged; use another."
+            ) from error
         try:  # checkpoints of earlier versions have none
             rollbacks = [Rollback.from_json(one) for one in data.get("rollbacks", [])]
         except (TypeError, KeyError, ValueError) as error:
@@ -233,3 +248,13 @@ class Progress:
                 "a list of steps and batches. The checkpoint is damaged; use another."
             ) from error
         return cls(**{name: data[name] for name in numbers}, best=best, rollbacks=rollbacks)
+
+
+def _best_to_json(entry: Mapping[str, Any]) -> dict[str, JSON]:
+    return {**entry} | ({"metrics": row_to_json(entry["metrics"])} if "metrics" in entry else {})
+
+
+def _best_from_json(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the entry of one metric; those of earlier versions have no metrics of the others."""
+    found = {str(key): value for key, value in saved.items()}
+    return found | ({"metrics": row_from_json(saved["metrics"])} if "metrics" in saved else {})

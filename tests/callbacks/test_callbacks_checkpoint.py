@@ -167,7 +167,13 @@ def test_the_best_and_the_newest_are_kept(
     if best is None:
         assert known is None
     else:
-        assert known == {"value": scores[best // 2 - 1], "step": best, "epoch": best // 2}
+        assert known.pop("metrics")["score"] == scores[best // 2 - 1]
+        assert known == {
+            "value": scores[best // 2 - 1],
+            "step": best,
+            "epoch": best // 2,
+        }
+        assert trainer.progress.best_checkpoints == {"score": str(tmp_path / str(best))}
 
 
 def test_a_further_call_remembers_the_best(

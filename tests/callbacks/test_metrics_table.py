@@ -16,7 +16,7 @@ VAL = probes.numbered(2, first=100)
 
 
 class Texts(probes.Memory):
-    """Keeps texts too."""
+    """Keeps texts too, but for the summary at the end."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -24,7 +24,8 @@ class Texts(probes.Memory):
 
     def log_text(self, key: str, text: str, step: int) -> None:
         """Keeps a text."""
-        self.texts.append((key, step, text))
+        if key != "training_summary":
+            self.texts.append((key, step, text))
 
 
 def telling(stage: probes.Repeatable, *callbacks: Any, **config: Any) -> tuple[Any, Texts]:

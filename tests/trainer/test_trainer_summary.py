@@ -45,9 +45,8 @@ def test_a_run_ends_with_its_summary(stage: probes.Repeatable, tmp_path: Path) -
     assert (facts["steps"], facts["epochs"], facts["examples"]) == ("6", "2", "24")
     assert (facts["refused steps"], facts["validations"]) == ("2", "2")
     best = trainer.progress.best["loss"]
-    assert facts["best loss"].startswith(
-        f"{best['value']:.6g}, step {best['step']}, epoch {best['epoch']}"
-    )
+    place = f"step {best['step']}, epoch {best['epoch']}, {tmp_path / str(best['step'])}"
+    assert facts["best loss"] == f"{best['value']:.6g}, {place}"
     assert facts["test, step 6"] == ", ".join(f"{k} {v:.6g}" for k, v in results["test"].items())
     assert facts["val, step 6"].startswith(f"loss {results['val_epoch_2']['loss']:.6g}, id 100")
     assert "time_s" in facts["val, step 6"]

@@ -26,7 +26,7 @@ from xtrainer.errors import (
 )
 from xtrainer.launch import broadcast, is_main_process, process_count
 from xtrainer.metrics import Direction, DirectionMode, direction_of, warn_of_unknown_direction
-from xtrainer.types import HostMetrics
+from xtrainer.types import JSON, HostMetrics
 
 _LOG = logging.getLogger(__name__)
 
@@ -67,6 +67,10 @@ class ModelCheckpointConfig(CallbackConfig):
     """Before each save, compare what the devices of a process hold of the same part of each array.
     Where they differ a device has lost or computed something wrongly: that is an error, and not
     saved. It takes the time of some reads of the state."""
+    restore_best: bool = False
+    """Load the best checkpoint, its state of training too, when a run has ended and was tested; a
+    later ``train_model`` goes on from there. Not where a signal has ended it, since that is to go
+    on where it was."""
     max_failed_saves: int = 0
     """Saves in a row that may fail, on a full disk for example, before the run is ended. Each is
     told as an error, and older checkpoints stay."""
@@ -89,6 +93,8 @@ class ModelCheckpointConfig(CallbackConfig):
             found.append(f"max_to_keep: found {self.max_to_keep}, expected >= 1, or None for all.")
         if self.every_n_minutes <= 0 and self.every_n_minutes != -1:
             found.append(f"every_n_minutes: found {self.every_n_minutes}, expected > 0, or -1.")
+        if self.restore_best and self.monitor is None:
+            found.append("restore_best: found True with monitor=None, expected a metric's name.")
         if self.max_failed_saves < 0:
             found.append(f"max_failed_saves: found {self.max_failed_saves}, expected >= 0.")
         return found
@@ -138,10 +144,21 @@ class ModelCheckpoint(Callback):
         manager, step = self._open(), self.trainer.progress.step
         manager.supersede_after(step)
         self._start = step
+        self._find_best()
         self._saved_at = time.monotonic()
         self._saved_step = manager.latest_step()
         if self.config.save_on_start and self._saved_step != step:
             self._save(None, step)
+
+    def load_state_dict(self, state: dict[str, JSON]) -> None:
+        """Says where the best checkpoint is now: the run may have been moved."""
+        self._find_best()
+
+    def _find_best(self) -> None:
+        progress, name = self.trainer.progress, str(self.config.monitor)
+        best = progress.best.get(name)
+        if best is not None and (folder := self.folder / str(best.get("step"))).is_dir():
+            progress.best_checkpoints[name] = str(folder)
 
     def save_start(self) -> None:
         """Saves where training starts, unless that is saved; returns when it is written."""
@@ -274,7 +291,7 @@ class ModelCheckpoint(Callback):
 
     def _save(self, metrics: HostMetrics | None, step: int) -> None:
         value = None if metrics is None else metrics.get(self.monitored or "")
-        is_best = value is not None and self._remember_best(value, step)
+        is_best = metrics is not None and self._remember_best(value, step, metrics)
         config, is_saved = self.config, step == self._saved_step
         if not is_saved:
             self._start_save(step, metrics or {}, value)
@@ -338,12 +355,23 @@ class ModelCheckpoint(Callback):
         if self._failures >= self.config.max_failed_saves:
             self.trainer.request_stop()
 
-    def _remember_best(self, value: float, step: int) -> bool:
+    def _remember_best(self, value: float | None, step: int, metrics: HostMetrics) -> bool:
         """Notes a value that is better than all before; says whether it is."""
+        if value is None or not math.isfinite(value):
+            return False
         progress, name = self.trainer.progress, str(self.config.monitor)
         old = progress.best.get(name, {}).get("value")
         better = old is None or (value < old if self.config.direction == "min" else value > old)
-        if not (math.isfinite(value) and better):
+        if not better:
             return False
-        progress.best[name] = {"value": value, "step": step, "epoch": progress.epoch}
+        row, gathered = self.trainer.history.newest("train_epoch"), {}
+        if row is not None and row.step == step and not self.monitors_training:
+            gathered = {f"train/{key}": number for key, number in row.metrics.items()}
+        progress.best[name] = {
+            "value": value,
+            "step": step,
+            "epoch": progress.epoch,
+            "metrics": {key: float(number) for key, number in {**metrics, **gathered}.items()},
+        }
+        progress.best_checkpoints[name] = str(self.folder / str(step))
         return True

@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 import jax
 
 from xtrainer.errors import CheckpointError
+from xtrainer.json_text import row_from_json, row_to_json
 from xtrainer.loggers.base import host_floats
 from xtrainer.loop.always import always
 from xtrainer.loop.setback import Spikes
 from xtrainer.loop.view import LoopTrainer, OpenRows
 from xtrainer.loop.windows import MetricWindows
-from xtrainer.metrics import finish, row_from_json, row_to_json
+from xtrainer.metrics import finish
 from xtrainer.step import StepReport, TrainExecutor
 from xtrainer.types import JSON, HostMetrics
 

@@ -16,7 +16,7 @@ from xtrainer.metrics.direction import (
     mode_problems,
     warn_of_unknown_direction,
 )
-from xtrainer.metrics.history import History, Row, row_from_json, row_to_json
+from xtrainer.metrics.history import History, Row
 from xtrainer.metrics.host import HostWindow, finish, start_to_host, to_host
 from xtrainer.metrics.norms import global_norm, norms_per_param
 from xtrainer.metrics.summary import parameter_table, spec_text
@@ -38,8 +38,6 @@ __all__ = [
     "mode_problems",
     "norms_per_param",
     "parameter_table",
-    "row_from_json",
-    "row_to_json",
     "spec_text",
     "start_to_host",
     "to_host",

@@ -1,12 +1,12 @@
 """Which metrics has a run logged so far? The rows of every set, in memory and in checkpoints."""
 
 import itertools
-import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from xtrainer.errors import CheckpointError
+from xtrainer.json_text import row_from_json, row_to_json
 from xtrainer.types import JSON, HostMetrics
 
 MAX_ROWS = 10_000
@@ -173,21 +173,3 @@ class History(Mapping[str, list[Row]]):
             self._rows[mode] = deque([*mine, *found], maxlen=MAX_ROWS)
             if keep:
                 self._before[mode] = known.get(mode, 0) if mine else before
-
-
-def row_to_json(row: HostMetrics) -> JSON:
-    """Returns a row as JSON, which has no NaN and no infinities: those as text.
-
-    Example:
-        >>> row_from_json(row_to_json({"loss": float("inf")}))
-        {'loss': inf}
-    """
-    return {
-        name: value if math.isfinite(value) else repr(value)
-        for name, value in ((name, float(value)) for name, value in row.items())
-    }
-
-
-def row_from_json(saved: Mapping[str, Any]) -> HostMetrics:
-    """Returns what :func:`row_to_json` was given."""
-    return {str(name): float(value) for name, value in saved.items()}

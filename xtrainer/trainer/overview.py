@@ -69,7 +69,7 @@ def summary_facts(trainer: TrainerView) -> dict[str, str]:
     }
     for name, best in progress.best.items():
         at = f"step {best['step']}, epoch {best['epoch']}"
-        parts = [f"{best['value']:.6g}", at, str(best.get("checkpoint") or "")]
+        parts = [f"{best['value']:.6g}", at, progress.best_checkpoints.get(name, "")]
         facts[f"best {name}"] = ", ".join(part for part in parts if part)
     for mode in ("train_epoch", "val", "test"):
         if (row := history.newest(mode)) is not None:

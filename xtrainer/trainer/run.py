@@ -19,9 +19,11 @@ from xtrainer.loop import (
     agree_on_end,
     run_training,
 )
+from xtrainer.metrics import History
 from xtrainer.trainer.clean_end import clean_end
 from xtrainer.trainer.deterministic import seed_generators
 from xtrainer.trainer.memory import explain_memory
+from xtrainer.trainer.resume import load_usable
 from xtrainer.trainer.rollback import roll_back, tell_of_rollback
 from xtrainer.trainer.saving import MODEL_PARTS, checkpoint_callback
 from xtrainer.trainer.shared import choose_step
@@ -105,6 +107,8 @@ def _train(
             _test(trainer, test_loader, results)
         trainer.log_training_summary()
         trainer.ledger.warn_of_large_parts()
+        if not plan.is_online:
+            _restore_best(trainer)
     except BaseException as error:
         peers.announce(error)  # before anything that other processes would have to take part in
         trainer.stop_reason, trainer.stop_detail = StopReason.FAILED, repr(error)
@@ -172,6 +176,24 @@ def _test_best(trainer: TrainerView, test_loader: Any) -> HostMetrics:
         )
     finally:
         trainer.state = last
+
+
+def _restore_best(trainer: TrainerView) -> None:
+    """Loads the best checkpoint where that is asked for; the history stays that of the run."""
+    callback = checkpoint_callback(trainer)
+    if callback is None or not callback.config.restore_best:
+        return
+    if _reason(trainer).was_asked_from_outside:
+        return
+    if callback.best_step() in (None, trainer.progress.step):
+        return
+    history, earlier = trainer.history, trainer.ledger.earlier
+    trainer.history = History()
+    try:
+        folder = load_usable(trainer, callback.folder, "best", own=True)
+    finally:
+        trainer.history, trainer.ledger.earlier = history, earlier
+    _LOG.info("The state is that of the best checkpoint now, step %s.", folder.name)
 
 
 def _close(trainer: TrainerView, first: BaseException | None) -> None:
