@@ -44,7 +44,13 @@ with epy.lazy_api_imports(globals()):
         read_metrics,
     )
     from xtrainer.loop import StopReason
-    from xtrainer.optim import OptimizerConfig, SchedulerConfig, build_optimizer, build_schedule
+    from xtrainer.optim import (
+        OptimizerConfig,
+        ParamGroupConfig,
+        SchedulerConfig,
+        build_optimizer,
+        build_schedule,
+    )
     from xtrainer.parallel import ParallelConfig, PipelinedStack, build_mesh, constrain_batch
     from xtrainer.registry import register_model
     from xtrainer.state import Progress, TrainState
@@ -81,6 +87,7 @@ __all__ = [
     "ModelConfig",
     "OptimizerConfig",
     "ParallelConfig",
+    "ParamGroupConfig",
     "PipelinedStack",
     "PrecisionConfig",
     "PretrainedMap",
