@@ -50,7 +50,13 @@ with epy.lazy_api_imports(globals()):
         read_metrics,
     )
     from xtrainer.loop import StopReason, TrainingUnit
-    from xtrainer.optim import OptimizerConfig, SchedulerConfig, build_optimizer, build_schedule
+    from xtrainer.optim import (
+        OptimizerConfig,
+        ParamGroupConfig,
+        SchedulerConfig,
+        build_optimizer,
+        build_schedule,
+    )
     from xtrainer.parallel import ParallelConfig, PipelinedStack, build_mesh, constrain_batch
     from xtrainer.registry import (
         import_folder,
@@ -102,6 +108,7 @@ __all__ = [
     "ModelConfig",
     "OptimizerConfig",
     "ParallelConfig",
+    "ParamGroupConfig",
     "PipelinedStack",
     "Plugin",
     "PluginConfig",
