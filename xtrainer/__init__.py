@@ -43,7 +43,13 @@ with epy.lazy_api_imports(globals()):
         read_metrics,
     )
     from xtrainer.loop import StopReason
-    from xtrainer.optim import OptimizerConfig, SchedulerConfig, build_optimizer, build_schedule
+    from xtrainer.optim import (
+        OptimizerConfig,
+        RegularizationConfig,
+        SchedulerConfig,
+        build_optimizer,
+        build_schedule,
+    )
     from xtrainer.parallel import ParallelConfig, PipelinedStack, build_mesh, constrain_batch
     from xtrainer.registry import register_model
     from xtrainer.state import Progress, TrainState
@@ -84,6 +90,7 @@ __all__ = [
     "PretrainedMap",
     "Progress",
     "ProgressBarConfig",
+    "RegularizationConfig",
     "SchedulerConfig",
     "StepSettings",
     "StopReason",

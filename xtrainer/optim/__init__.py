@@ -13,20 +13,25 @@ from xtrainer.optim.build import (
     build_optimizer,
     decayed_params,
     frozen_patterns,
+    regularization_of,
 )
 from xtrainer.optim.masks import path_mask, unmatched_patterns
+from xtrainer.optim.regularization import RegularizationConfig, regularization_fn
 from xtrainer.optim.scale import scalable, set_update_scale
 from xtrainer.optim.schedules import SchedulerConfig, build_schedule
 
 __all__ = [
     "BuiltOptimizer",
     "OptimizerConfig",
+    "RegularizationConfig",
     "SchedulerConfig",
     "build_optimizer",
     "build_schedule",
     "decayed_params",
     "frozen_patterns",
     "path_mask",
+    "regularization_fn",
+    "regularization_of",
     "scalable",
     "set_update_scale",
     "unmatched_patterns",

@@ -13,9 +13,12 @@ import optax
 
 from xtrainer.config import Config, check_configs
 from xtrainer.errors import ConfigError
+from xtrainer.optim.extra import trial_extra
+from xtrainer.optim.lbfgs import LBFGS, lbfgs_parts, lbfgs_problems
 from xtrainer.optim.masks import check_frozen, path_mask, pattern_problems, unmatched_patterns
 from xtrainer.optim.optax_names import PREFIX, call_problems, optimizer_factories
 from xtrainer.optim.optimizers import OPTIMIZERS, Numbers, momentum_problems, name_problems
+from xtrainer.optim.regularization import RegularizationConfig, make_pattern_check
 from xtrainer.optim.schedules import SchedulerConfig, build_schedule
 from xtrainer.optim.transforms import (
     check_at_init,
@@ -40,9 +43,9 @@ class OptimizerConfig(Config):
 
     name: str = "adamw"
     """``adam``, ``adamw``, ``nadam``, ``nadamw``, ``adamax``, ``adamaxw``, ``radam``, ``lamb``,
-    ``lion``, ``sgd``, ``rmsprop``, ``adagrad``, or ``optax.NAME`` (also ``optax.contrib.NAME``) for
-    an optimizer of Optax, which gets ``kwargs`` and the schedule as ``learning_rate``, and reads
-    none of the betas, ``eps``, ``momentum`` and ``nesterov``."""
+    ``lion``, ``sgd``, ``rmsprop``, ``adagrad``, ``lbfgs``, or ``optax.NAME``
+    (also ``optax.contrib.NAME``) for an optimizer of Optax, which gets ``kwargs`` and the schedule
+    as ``learning_rate``, and reads none of the betas, ``eps``, ``momentum`` and ``nesterov``."""
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     """The learning rate."""
     beta1: float = 0.9
@@ -67,9 +70,16 @@ class OptimizerConfig(Config):
     """Largest global norm of the gradient; None: any."""
     grad_clip_value: float | None = None
     """Largest absolute value of a gradient's element, after the clipping by norm; None: any."""
+    regularization: RegularizationConfig | None = None
+    """What training adds to the loss so that parameters stay small; None: nothing."""
     freeze: tuple[str, ...] = ()
     """Patterns of the paths of parameters that stay as they are: for them no gradient is computed,
     no moments are kept, and no weight decays."""
+    memory_size: int = 10
+    """Updates that lbfgs remembers, each in two copies of the parameters."""
+    max_linesearch_steps: int = 20
+    """Evaluations of loss and gradient that lbfgs makes at most to find how far an update goes,
+    all of the batch of its step. It has no learning rate, weight decay or clipping."""
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of an ``optax.NAME`` optimizer."""
 
@@ -81,7 +91,7 @@ class OptimizerConfig(Config):
     def problems(self) -> list[str]:
         """Returns names, numbers, patterns and arguments that cannot make an optimizer."""
         unknown = name_problems(self.name)
-        found = unknown + _number_problems(self)
+        found = unknown + _number_problems(self) + lbfgs_problems(self)
         for name in ("weight_decay_include", "weight_decay_exclude", "freeze"):
             found += pattern_problems(name, getattr(self, name))
         if not unknown:
@@ -117,7 +127,8 @@ def build_optimizer(config: OptimizerConfig | optax.GradientTransformation) -> B
 
     Raises:
         ConfigError: Listing every mistake of the config; or because an ``optax.NAME`` cannot be
-            built from its arguments or needs more than gradients and parameters.
+            built from its arguments or needs more than gradients, parameters and what
+            :func:`xtrainer.make_train_step` passes on.
 
     Example:
         >>> transform, schedule = build_optimizer(OptimizerConfig(name="sgd", weight_decay=0.1))
@@ -140,20 +151,34 @@ def build_optimizer(config: OptimizerConfig | optax.GradientTransformation) -> B
         ("clip_norm", optax.identity() if by_norm is None else clip_by_global_norm(by_norm)),
         ("clip_value", optax.identity() if by_value is None else optax.clip(by_value)),
     )
-    parts = _optax_parts if config.name.startswith(PREFIX) else _table_parts
-    transform = optax.named_chain(*clips, *parts(config, schedule))
+    if config.name == LBFGS:
+        schedule, parts = None, lbfgs_parts(config.memory_size, config.max_linesearch_steps)
+    else:
+        make_parts = _optax_parts if config.name.startswith(PREFIX) else _table_parts
+        parts = make_parts(config, schedule)
+    transform = optax.named_chain(*clips, *parts)
     transform = _warning_of_patterns(config, transform)
     if config.freeze:
         transform = check_at_init(
             freeze(transform, path_mask(config.freeze, None)),
             lambda params: check_frozen(config.freeze, params),
         )
+    if config.regularization is not None:
+        check = make_pattern_check(config.regularization, config.freeze)
+        transform = check_at_init(transform, check)
     return BuiltOptimizer(transform, schedule)
 
 
 def frozen_patterns(config: OptimizerConfig | optax.GradientTransformation) -> tuple[str, ...]:
     """Returns the patterns of the frozen parameters; a ready transformation has none."""
     return config.freeze if isinstance(config, OptimizerConfig) else ()
+
+
+def regularization_of(
+    config: OptimizerConfig | optax.GradientTransformation,
+) -> RegularizationConfig | None:
+    """Returns what is added to the loss; None where nothing is, as for a ready transformation."""
+    return config.regularization if isinstance(config, OptimizerConfig) else None
 
 
 def decayed_params(
@@ -203,13 +228,15 @@ def _optax_parts(config: OptimizerConfig, schedule: Schedule) -> Parts:
             kwargs["weight_decay"] = 0.0  # its default would come on top
     try:
         transform = factory(learning_rate=schedule, **kwargs)
-        jax.eval_shape(lambda p: transform.update(p, transform.init(p), p), _trial_params())
+        update = optax.with_extra_args_support(transform).update
+        trial = lambda p: update(p, transform.init(p), p, **trial_extra(p))  # noqa: E731
+        jax.eval_shape(trial, _trial_params())
     except Exception as error:  # whatever Optax raises for arguments of the wrong kind
         raise ConfigError(
             f"optimizer: {config.name} with kwargs={dict(config.kwargs)!r} failed a trial "
             f"({type(error).__name__}: {error}). It must accept a schedule as learning_rate and "
-            "work from gradients and parameters alone; otherwise pass a ready "
-            "optax.GradientTransformation."
+            "work from gradients, parameters and the extra arguments value, grad and value_fn; "
+            "otherwise pass a ready optax.GradientTransformation."
         ) from error
     return (("optimizer", transform), ("weight_decay", decay))
 

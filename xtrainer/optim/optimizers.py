@@ -11,6 +11,7 @@ from typing import NamedTuple
 import optax
 
 from xtrainer.errors import did_you_mean
+from xtrainer.optim.lbfgs import LBFGS
 from xtrainer.optim.optax_names import PREFIX, optimizer_factories
 
 
@@ -98,14 +99,14 @@ OPTIMIZERS: Mapping[str, Optimizer] = MappingProxyType(
 
 def name_problems(name: str) -> list[str]:
     """Returns a sentence with the nearest name if ``name`` stands for no optimizer."""
-    if name in OPTIMIZERS:
+    if name in OPTIMIZERS or name == LBFGS:
         return []
     if name.startswith(PREFIX):
         factories = optimizer_factories()
         known = name in factories
         return [] if known else [f"name: found {name!r}. {did_you_mean(name, factories)}"]
     return [
-        f"name: found {name!r}. {did_you_mean(name, OPTIMIZERS)} "
+        f"name: found {name!r}. {did_you_mean(name, (*OPTIMIZERS, LBFGS))} "
         f"Any optimizer of Optax works as '{PREFIX}NAME' with kwargs."
     ]
 

@@ -31,6 +31,7 @@ from xtrainer.optim import (
     OptimizerConfig,
     build_optimizer,
     frozen_patterns,
+    regularization_of,
     scalable,
 )
 from xtrainer.parallel import BatchLayout, build_mesh, check_mesh
@@ -239,7 +240,8 @@ class TrainerParts(TrainerSeams):
         """Returns the settings of the step functions."""
         freeze, parallel = frozen_patterns(self.optimizer_config), self.model_config.parallel
         parts = (self.trainer_config, self.batch_layout, self._shapes)
-        return compiled.step_settings(*parts, freeze, parallel)
+        regularization = regularization_of(self.optimizer_config)
+        return compiled.step_settings(*parts, freeze, parallel, regularization)
 
     def create_training_step_function(
         self, settings: StepSettings | None = None
