@@ -37,8 +37,8 @@ def walk(optimizer: Any, steps: int = 6) -> Any:
     return params, state
 
 
-@pytest.mark.parametrize("memory_size", [1, 10])
-def test_its_updates_are_those_of_optax(memory_size: int) -> None:
+def test_its_updates_are_those_of_optax() -> None:
+    memory_size = 3  # less than the steps
     config = OptimizerConfig(name="lbfgs", memory_size=memory_size, max_linesearch_steps=5)
     line_search = optax.scale_by_zoom_linesearch(5, initial_guess_strategy="one")
     theirs = optax.lbfgs(memory_size=memory_size, linesearch=line_search)

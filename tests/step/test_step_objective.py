@@ -186,7 +186,6 @@ def loop(optimizer: Any, steps: int) -> Any:
 STEPS = 4
 READY = {
     "momo": lambda: optax.contrib.momo(learning_rate=0.1),
-    "momo_adam": lambda: optax.contrib.momo_adam(learning_rate=0.01),
     "polyak_sgd": lambda: optax.polyak_sgd(max_learning_rate=0.1),
     "backtracking": lambda: optax.chain(
         optax.sgd(0.5), optax.scale_by_backtracking_linesearch(5, store_grad=True)
