@@ -53,6 +53,7 @@ with epy.lazy_api_imports(globals()):
     from xtrainer.optim import (
         OptimizerConfig,
         ParamGroupConfig,
+        RegularizationConfig,
         SchedulerConfig,
         build_optimizer,
         build_schedule,
@@ -118,6 +119,7 @@ __all__ = [
     "Progress",
     "ProgressBarConfig",
     "ReduceLROnPlateauConfig",
+    "RegularizationConfig",
     "SchedulerConfig",
     "StepSettings",
     "StopReason",

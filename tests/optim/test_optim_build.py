@@ -308,7 +308,7 @@ def test_a_mistake_is_named(fields: dict, message: str) -> None:
 @pytest.mark.parametrize(
     ("name", "kwargs", "reason"),
     [
-        ("optax.lbfgs", {}, "missing 3 required keyword-only arguments: 'value'"),
+        ("optax.contrib.sophia", {}, "obj_fn"),
         ("optax.sm3", {}, "TypeError"),
         ("optax.lion", {"b1": "high"}, "TypeError"),
     ],

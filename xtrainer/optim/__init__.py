@@ -13,6 +13,7 @@ from xtrainer.optim.build import (
     build_optimizer,
     decayed_params,
     frozen_patterns,
+    regularization_of,
 )
 from xtrainer.optim.ema import (
     AverageState,
@@ -24,6 +25,7 @@ from xtrainer.optim.ema import (
 from xtrainer.optim.groups import REST, ParamGroupConfig, label_params
 from xtrainer.optim.masks import path_mask, unmatched_patterns
 from xtrainer.optim.rate import build_schedules
+from xtrainer.optim.regularization import RegularizationConfig, regularization_fn
 from xtrainer.optim.scale import is_scalable, scalable, set_update_scale
 from xtrainer.optim.schedules import SchedulerConfig, build_schedule
 
@@ -33,6 +35,7 @@ __all__ = [
     "OptimizerConfig",
     "ParamGroupConfig",
     "REST",
+    "RegularizationConfig",
     "SchedulerConfig",
     "averaged_params",
     "build_optimizer",
@@ -43,8 +46,10 @@ __all__ = [
     "frozen_patterns",
     "has_average",
     "label_params",
-    "path_mask",
     "is_scalable",
+    "path_mask",
+    "regularization_fn",
+    "regularization_of",
     "scalable",
     "set_update_scale",
     "unmatched_patterns",

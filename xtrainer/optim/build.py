@@ -14,6 +14,7 @@ import optax
 from xtrainer.config import Config, check_configs
 from xtrainer.errors import ConfigError
 from xtrainer.optim.ema import with_average
+from xtrainer.optim.extra import trial_extra
 from xtrainer.optim.groups import (
     REST,
     ParamGroupConfig,
@@ -25,10 +26,12 @@ from xtrainer.optim.groups import (
     part_groups,
     scale_by_rates,
 )
+from xtrainer.optim.lbfgs import LBFGS, lbfgs_parts, lbfgs_problems
 from xtrainer.optim.masks import check_frozen, path_mask, pattern_problems, warn_of_patterns
 from xtrainer.optim.optax_names import PREFIX, call_problems, is_factory, optimizer_factories
 from xtrainer.optim.optimizers import OPTIMIZERS, Numbers, momentum_problems, name_problems
 from xtrainer.optim.rate import build_schedules, source_problems
+from xtrainer.optim.regularization import RegularizationConfig, make_pattern_check
 from xtrainer.optim.schedules import SchedulerConfig
 from xtrainer.optim.transforms import (
     check_at_init,
@@ -54,10 +57,10 @@ class OptimizerConfig(Config):
 
     name: str = "adamw"
     """``adam``, ``adamw``, ``nadam``, ``nadamw``, ``adamax``, ``adamaxw``, ``radam``, ``lamb``,
-    ``lion``, ``sgd``, ``rmsprop``, ``adagrad``, or ``optax.NAME`` (also ``optax.contrib.NAME``) for
-    an optimizer of Optax, which gets ``kwargs`` and the schedule as ``learning_rate``, and reads
-    none of the betas, ``eps``, ``momentum`` and ``nesterov``; or a name given to
-    :func:`register_optimizer`, which is called in the same way."""
+    ``lion``, ``sgd``, ``rmsprop``, ``adagrad``, ``lbfgs``, or ``optax.NAME`` (also
+    ``optax.contrib.NAME``) for an optimizer of Optax, which gets ``kwargs`` and the schedule as
+    ``learning_rate``, and reads none of the betas, ``eps``, ``momentum`` and ``nesterov``; or a
+    name given to :func:`register_optimizer`, which is called in the same way."""
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     """The learning rate."""
     scale_lr_with: tuple[Literal["workers", "accumulation"], ...] = ()
@@ -91,9 +94,16 @@ class OptimizerConfig(Config):
     """Largest norm of one parameter's gradient, after the clipping by global norm; None: any."""
     grad_clip_value: float | None = None
     """Largest absolute value of a gradient's element, after the clipping by norms; None: any."""
+    regularization: RegularizationConfig | None = None
+    """What training adds to the loss so that parameters stay small; None: nothing."""
     freeze: tuple[str, ...] = ()
     """Patterns of the paths of parameters that stay as they are: for them no gradient is computed,
     no moments are kept, and no weight decays."""
+    memory_size: int = 10
+    """Updates that lbfgs remembers, each in two copies of the parameters."""
+    max_linesearch_steps: int = 20
+    """Evaluations of loss and gradient that lbfgs makes at most to find how far an update goes,
+    all of the batch of its step. It has no learning rate, weight decay or clipping."""
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of an ``optax.NAME`` or registered optimizer."""
     groups: tuple[ParamGroupConfig, ...] = ()
@@ -111,7 +121,7 @@ class OptimizerConfig(Config):
         """Returns names, numbers, patterns and arguments that cannot make an optimizer."""
         unknown = name_problems(self.name)
         found = unknown + _number_problems(self)
-        found += group_problems(self.name, self.groups)
+        found += group_problems(self.name, self.groups) + lbfgs_problems(self)
         for name in ("weight_decay_include", "weight_decay_exclude", "freeze"):
             found += pattern_problems(name, getattr(self, name))
         if not unknown:
@@ -157,7 +167,8 @@ def build_optimizer(
 
     Raises:
         ConfigError: Listing every mistake of the config; or because an ``optax.NAME`` cannot be
-            built from its arguments or needs more than gradients and parameters.
+            built from its arguments or needs more than gradients, parameters and what
+            :func:`xtrainer.make_train_step` passes on.
 
     Example:
         >>> transform, schedule = build_optimizer(OptimizerConfig(name="sgd", weight_decay=0.1))
@@ -175,10 +186,8 @@ def build_optimizer(
         )
     check_configs(optimizer=config)
     rates = build_schedules(config, workers, micro_batches)
-    schedule = rates[REST]
-    parts = _optax_parts if is_factory(config.name, optimizers) else _table_parts
-    moved = _grouped_parts(config, rates) if config.groups else parts(config, schedule)
-    transform = optax.named_chain(*_clips(config), *moved)
+    schedule = None if config.name == LBFGS else rates[REST]
+    transform = optax.named_chain(*_clips(config), *_moving_parts(config, rates))
     if _has_decay(config):
         transform = check_at_init(transform, warn_of_patterns(config))
     if config.freeze:
@@ -190,6 +199,9 @@ def build_optimizer(
         transform = check_at_init(
             transform, lambda params: check_groups(config.groups, config.freeze, params)
         )
+    if config.regularization is not None:
+        check = make_pattern_check(config.regularization, config.freeze)
+        transform = check_at_init(transform, check)
     if config.ema_decay is not None:
         transform = with_average(transform, config.ema_decay, path_mask(config.freeze, None))
     return BuiltOptimizer(transform, schedule)
@@ -198,6 +210,13 @@ def build_optimizer(
 def frozen_patterns(config: OptimizerConfig | optax.GradientTransformation) -> tuple[str, ...]:
     """Returns the patterns of the frozen parameters; a ready transformation has none."""
     return config.freeze if isinstance(config, OptimizerConfig) else ()
+
+
+def regularization_of(
+    config: OptimizerConfig | optax.GradientTransformation,
+) -> RegularizationConfig | None:
+    """Returns what is added to the loss; None where nothing is, as for a ready transformation."""
+    return config.regularization if isinstance(config, OptimizerConfig) else None
 
 
 def decayed_params(
@@ -241,6 +260,16 @@ def _clips(config: OptimizerConfig) -> Parts:
         ("clip_norm", in_turn(*norms)),
         ("clip_value", optax.identity() if value is None else optax.clip(value)),
     )
+
+
+def _moving_parts(config: OptimizerConfig, rates: Mapping[str, Schedule]) -> Parts:
+    """Returns what comes after the clipping."""
+    if config.name == LBFGS:
+        return lbfgs_parts(config.memory_size, config.max_linesearch_steps)
+    if config.groups:
+        return _grouped_parts(config, rates)
+    own = is_factory(config.name, optimizers)
+    return (_optax_parts if own else _table_parts)(config, rates[REST])
 
 
 def _table_parts(config: OptimizerConfig, schedule: Schedule) -> Parts:
@@ -287,13 +316,15 @@ def _optax_parts(config: OptimizerConfig, schedule: Schedule) -> Parts:
             kwargs["weight_decay"] = 0.0  # its default would come on top
     try:
         transform = factory(learning_rate=schedule, **kwargs)
-        jax.eval_shape(lambda p: transform.update(p, transform.init(p), p), _trial_params())
+        update = optax.with_extra_args_support(transform).update
+        trial = lambda p: update(p, transform.init(p), p, **trial_extra(p))  # noqa: E731
+        jax.eval_shape(trial, _trial_params())
     except Exception as error:  # whatever Optax raises for arguments of the wrong kind
         raise ConfigError(
             f"optimizer: {config.name} with kwargs={dict(config.kwargs)!r} failed a trial "
             f"({type(error).__name__}: {error}). It must accept a schedule as learning_rate and "
-            "work from gradients and parameters alone; otherwise pass a ready "
-            "optax.GradientTransformation."
+            "work from gradients, parameters and the extra arguments value, grad and value_fn; "
+            "otherwise pass a ready optax.GradientTransformation."
         ) from error
     return (("optimizer", transform), ("weight_decay", decay))
 

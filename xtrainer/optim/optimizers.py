@@ -11,6 +11,7 @@ from typing import NamedTuple
 import optax
 
 from xtrainer.errors import did_you_mean
+from xtrainer.optim.lbfgs import LBFGS
 from xtrainer.optim.optax_names import PREFIX, is_factory, optimizer_factories, taken_problems
 from xtrainer.registry import optimizers, tell_names
 
@@ -97,19 +98,19 @@ OPTIMIZERS: Mapping[str, Optimizer] = MappingProxyType(
 )
 
 
-tell_names("optimizer", lambda: [*OPTIMIZERS, *optimizer_factories()])
+tell_names("optimizer", lambda: [*OPTIMIZERS, LBFGS, *optimizer_factories()])
 
 
 def name_problems(name: str) -> list[str]:
     """Returns a sentence with the nearest name if ``name`` stands for no optimizer."""
-    if name in OPTIMIZERS:
+    if name in OPTIMIZERS or name == LBFGS:
         return taken_problems(name, optimizers)
     if is_factory(name, optimizers):
         factories = optimizer_factories()
         known = name in factories
         return [] if known else [f"name: found {name!r}. {did_you_mean(name, factories)}"]
     return [
-        f"name: found {name!r}. {did_you_mean(name, [*OPTIMIZERS, *optimizers])} "
+        f"name: found {name!r}. {did_you_mean(name, [*OPTIMIZERS, LBFGS, *optimizers])} "
         f"Any optimizer of Optax works as '{PREFIX}NAME' with kwargs."
     ]
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from xtrainer.optim.extra import without_frozen
 from xtrainer.types import PyTree, Schedule
 
 
@@ -106,6 +107,7 @@ def freeze(
     def update(
         updates: PyTree, state: PyTree, params: PyTree = None, **extra: Any
     ) -> tuple[PyTree, PyTree]:
+        extra = without_frozen(extra, mask, params)
         moved, state = inner.update(without(updates), state, without(params), **extra)
         frozen = mask(updates)
         moves = iter(jax.tree.leaves(moved))

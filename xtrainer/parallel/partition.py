@@ -22,9 +22,10 @@ def state_shardings(
 
     A leaf belongs to the parameter whose path ends its own path and whose shape it has
     (``opt_state/0/mu/dense/kernel`` and ``ema/dense/kernel`` to ``dense/kernel``), so that wrapped,
-    masked and multi-transform optimizers and averages need no help. What belongs to no parameter is
-    replicated. With ``config.offload_optimizer_state`` what belongs to one in ``opt_state`` lies in
-    the memory of the hosts.
+    masked and multi-transform optimizers and averages need no help; so does one in
+    ``opt_state`` that holds several of that shape along a first axis, as the memory of L-BFGS. What
+    belongs to no parameter is replicated. With ``config.offload_optimizer_state`` what belongs to
+    one in ``opt_state`` lies in the memory of the hosts.
 
     Args:
         state: A ``TrainState`` of arrays or ``ShapeDtypeStruct``s, without boxes; any tree with
@@ -43,11 +44,14 @@ def state_shardings(
     shapes = {path: leaf.shape for path, leaf in flatten_with_paths(state.params).items()}
 
     def sharding(path: str, leaf: Any) -> NamedSharding:
-        owner = _owner(path, leaf.shape, shapes)
+        owner, ahead, of_optimizer = _owner(path, leaf.shape, shapes), (), _is_of_optimizer(path)
+        if owner is None and of_optimizer:
+            owner, ahead = _owner(path, leaf.shape[1:], shapes), (None,)
         if owner is None:
             return NamedSharding(mesh, PartitionSpec())
-        hosted = config.offload_optimizer_state and path.startswith("opt_state/")
-        return NamedSharding(mesh, specs[owner], memory_kind=HOST_MEMORY if hosted else None)
+        spec = PartitionSpec(*ahead, *specs[owner])
+        hosted = config.offload_optimizer_state and of_optimizer
+        return NamedSharding(mesh, spec, memory_kind=HOST_MEMORY if hosted else None)
 
     return map_with_paths(sharding, state)
 
@@ -70,6 +74,10 @@ def _check_host_memory(mesh: Mesh) -> None:
             f"the memories {found}, expected {HOST_MEMORY!r} among them. Turn it off on this "
             "backend, or spread the state over more devices (fsdp_axis_size)."
         )
+
+
+def _is_of_optimizer(path: str) -> bool:
+    return path.startswith("opt_state/")
 
 
 def _owner(path: str, shape: tuple[int, ...], shapes: dict[str, tuple[int, ...]]) -> str | None:

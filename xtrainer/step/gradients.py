@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from xtrainer.errors import BatchError
-from xtrainer.optim import path_mask
+from xtrainer.optim import RegularizationConfig, path_mask, regularization_fn
 from xtrainer.parallel import BatchLayout
 from xtrainer.step.loss import LossTerms, evaluate_loss
 from xtrainer.step.precision import cast_floating
@@ -29,10 +29,12 @@ class BatchGradient(flax.struct.PyTreeNode):
     Attributes:
         grads: float32, the shape of the parameters; 0 for frozen ones.
         terms: The sums of the whole batch.
+        penalty: float32 ``()``, what regularization has added to the mean loss; None for nothing.
     """
 
     grads: PyTree
     terms: LossTerms
+    penalty: jax.Array | None = None
 
 
 def make_micro_gradient_fn(
@@ -87,27 +89,115 @@ def make_gradient_fn(
         rng: PRNGKey,
         scale: jax.Array | None = None,
     ) -> BatchGradient:
-        part = functools.partial(micro, scale=scale)
+        part, kept = functools.partial(micro, scale=scale), params
         params = cast_floating(params, settings.precision.compute_dtype)
         params = trained, frozen = divide_frozen(params, settings.freeze)
-        count = settings.accumulate_steps
-        if count == 1:
-            total = part(params, mutable, batch, mask, jax.random.fold_in(rng, 0))
-        else:
-            pieces = split_rows((batch, mask), count, settings.layout)
-            if settings.accumulate_scan:
-                first = jax.tree.map(lambda x: x[0], pieces)
-                _, terms = jax.eval_shape(loss_sum, trained, frozen, mutable, *first, rng)
-                total = _scan(part, terms, params, mutable, pieces, rng, count)
-            else:
-                total = _loop(part, params, mutable, pieces, rng, count)
-        weight = total.terms.weight
-        share = jnp.where(weight == 0, 0.0, 1.0 / jnp.where(weight == 0, 1.0, weight))
+        start = _zeros_like(trained)
+        total = _sum_up(part, loss_sum, start, params, mutable, (batch, mask), rng, settings)
+        share = _share(total.terms)
         grads = jax.tree.map(lambda g: g * share, total.grads)
-        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), frozen)
-        return total.replace(grads=join_frozen(grads, zeros))
+        grads = join_frozen(grads, _zeros_like(frozen))
+        return _penalized(total.replace(grads=grads), kept, settings)
 
     return gradient
+
+
+def make_value_fn(
+    loss_function: LossFunction, apply_fn: ApplyFn, settings: StepSettings
+) -> Callable[..., jax.Array]:
+    """Returns ``value(params, mutable, batch, row_mask, rng)``: the mean loss, float32 ``()``.
+
+    It is that of :func:`make_gradient_fn`, regularization included, without the gradient.
+
+    Args:
+        loss_function: The user's loss.
+        apply_fn: The model's ``apply``.
+        settings: As for the gradient.
+    """
+    loss_sum, _ = make_micro_gradient_fn(loss_function, apply_fn, settings)
+
+    def part(params: tuple[PyTree, PyTree], *args: Any) -> BatchGradient:
+        value, terms = loss_sum(*params, *args)
+        return BatchGradient(value, terms)  # in place of a gradient: it ties ``_scan``'s barrier
+
+    def value(
+        params: PyTree, mutable: Any, batch: BatchLike, mask: jax.Array, rng: PRNGKey
+    ) -> jax.Array:
+        small = cast_floating(params, settings.precision.compute_dtype)
+        divided, start = divide_frozen(small, settings.freeze), jnp.zeros((), jnp.float32)
+        total = _sum_up(part, loss_sum, start, divided, mutable, (batch, mask), rng, settings)
+        if (config := settings.regularization) is None:
+            return mean_loss(total.terms)
+        penalty = _penalty_fn(config, settings.freeze)(params)
+        return mean_loss(_with_penalty(total.terms, penalty))
+
+    return value
+
+
+def mean_loss(terms: LossTerms) -> jax.Array:
+    """Returns the mean of a batch from its sums, float32 ``()``; 0 where it has no weight."""
+    return terms.value * _share(terms)
+
+
+def _share(terms: LossTerms) -> jax.Array:
+    weight = terms.weight
+    return jnp.where(weight == 0, 0.0, 1.0 / jnp.where(weight == 0, 1.0, weight))
+
+
+def _zeros_like(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), tree)
+
+
+def _penalty_fn(
+    config: RegularizationConfig, freeze: tuple[str, ...]
+) -> Callable[[PyTree], jax.Array]:
+    """Returns what regularization adds to the mean loss, of all parameters as they are kept."""
+    of_trained = regularization_fn(config)
+    return lambda params: of_trained(divide_frozen(params, freeze)[0])
+
+
+def _with_penalty(terms: LossTerms, penalty: jax.Array) -> LossTerms:
+    is_loss = jnp.arange(terms.sums.size) == 0  # the first metric is the loss
+    return terms.replace(
+        value=terms.value + penalty * terms.weight,
+        sums=terms.sums + jnp.where(is_loss, penalty * terms.counts, 0.0),
+    )
+
+
+def _penalized(result: BatchGradient, params: PyTree, settings: StepSettings) -> BatchGradient:
+    """Returns the gradient and the sums with what regularization adds to the mean loss."""
+    if (config := settings.regularization) is None:
+        return result
+    wide = cast_floating(params, "float32")
+    penalty, added = jax.value_and_grad(_penalty_fn(config, settings.freeze))(wide)
+    # Without any weight there is no mean that it could be added to.
+    empty = result.terms.weight == 0
+    grads = jax.tree.map(lambda g, more: g + jnp.where(empty, 0.0, more), result.grads, added)
+    return BatchGradient(grads, _with_penalty(result.terms, penalty), penalty)
+
+
+def _sum_up(
+    part: Callable[..., BatchGradient],
+    loss_sum: Callable[..., Any],
+    start: PyTree,
+    params: tuple[PyTree, PyTree],
+    mutable: Any,
+    rows: Any,
+    rng: PRNGKey,
+    settings: StepSettings,
+) -> BatchGradient:
+    """Returns the sums of a batch over its micro-batches; ``start`` is 0, like its gradient."""
+    count = settings.accumulate_steps
+    if count == 1:
+        return part(params, mutable, *rows, jax.random.fold_in(rng, 0))
+    pieces = split_rows(rows, count, settings.layout)
+    if not settings.accumulate_scan:
+        return _loop(part, params, mutable, pieces, rng, count)
+    first = jax.tree.map(lambda x: x[0], pieces)
+    _, terms = jax.eval_shape(loss_sum, *params, mutable, *first, rng)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), terms)
+    begin = BatchGradient(start, zeros.replace(mutable=dict(mutable)))
+    return _scan(part, begin, params, pieces, rng, count)
 
 
 def _make_micro_fn(
@@ -207,17 +297,12 @@ def _loop(
 
 def _scan(
     micro: Callable,
-    shapes: LossTerms,
+    start: BatchGradient,
     params: tuple[PyTree, PyTree],
-    mutable: Any,
     pieces: Any,
     rng: PRNGKey,
     count: int,
 ) -> BatchGradient:
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    grads = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params[0])
-    start = BatchGradient(grads, zeros.replace(mutable=dict(mutable)))
-
     def body(total: BatchGradient, xs: Any) -> tuple[BatchGradient, None]:
         index, (batch, mask) = xs
         # Tied to the sums of the loop: otherwise XLA gathers the parameters of all layers before it

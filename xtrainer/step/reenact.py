@@ -21,6 +21,7 @@ from xtrainer.step.gradients import (
 )
 from xtrainer.step.guard import all_finite
 from xtrainer.step.loss import evaluate_loss
+from xtrainer.step.objective import make_objective_fn
 from xtrainer.step.order import Line
 from xtrainer.step.precision import cast_floating
 from xtrainer.step.scaling import scale_of
@@ -34,7 +35,7 @@ class StepDiagnosis:
     """What a step is like when it is computed again.
 
     Attributes:
-        loss: Its mean loss, up to the micro-batch that was found.
+        loss: Its mean loss without regularization, up to the micro-batch that was found.
         phase: ``forward pass``, ``backward pass`` or ``update``, where that is the first in which
             something is not finite; empty where all is.
         finding: Where in it; None also where the phase gives such a number as a whole, and not when
@@ -205,13 +206,13 @@ class _Step:
         rng: PRNGKey,
         scale: Any,
     ) -> PyTree:
-        """Returns the updates of the parameters, and the norm by which the guard judges."""
+        """Returns the updates, the norm by which the guard judges, and what regularization adds."""
         state = TrainState.create(params, optax.identity(), rng, mutable)
         state = state.replace(opt_state=opt_state)
-        result = make_gradient_fn(*self.loss)(params, mutable, batch, mask, rng, scale)
-        line = Line(False)
-        updates, _ = propose(self.optimizer, state, result, line)
-        return updates, line.norm(result.grads, updates)
+        objective, line = make_objective_fn(*self.loss), Line(False)
+        result, value_fn = objective(params, mutable, batch, mask, rng, scale)
+        updates, _ = propose(self.optimizer, state, result, line, value_fn)
+        return updates, line.norm(result.grads, updates), result.penalty
 
     def said(
         self, parts: list[BatchGradient], phase: str, finding: Finding | None, micro: int | None

@@ -7,6 +7,7 @@ import jax
 
 from xtrainer.counts import MAX_SEED, wanted_count
 from xtrainer.errors import StepError
+from xtrainer.optim import RegularizationConfig
 from xtrainer.parallel import BatchLayout
 from xtrainer.step.precision import PrecisionConfig
 from xtrainer.types import PyTree
@@ -37,6 +38,7 @@ class StepSettings:
         remat: Modules whose activations are computed again, see ``ParallelConfig.remat``.
         remat_policy: What they keep, see ``ParallelConfig.remat_policy``.
         freeze: Patterns of the parameters for which no gradient is computed; it counts as 0.
+        regularization: What is added to the mean loss; None: nothing.
 
     Raises:
         StepError: If a number is not whole, or none that can be counted.
@@ -60,6 +62,7 @@ class StepSettings:
     remat: tuple[str, ...] = ()
     remat_policy: str = "nothing_saveable"
     freeze: tuple[str, ...] = ()
+    regularization: RegularizationConfig | None = None
 
     def __post_init__(self) -> None:
         limit = 1 if self.nonfinite_limit is None else self.nonfinite_limit

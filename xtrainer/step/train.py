@@ -14,8 +14,9 @@ from xtrainer.metrics import (
     norms_per_param,
 )
 from xtrainer.state import TrainState
-from xtrainer.step.gradients import BatchGradient, make_gradient_fn
+from xtrainer.step.gradients import BatchGradient, mean_loss
 from xtrainer.step.guard import all_finite, guard_step, report_of
+from xtrainer.step.objective import ValueFn, make_objective_fn
 from xtrainer.step.order import Line
 from xtrainer.step.scaling import Overflow, scale_of
 from xtrainer.step.settings import StepSettings
@@ -43,7 +44,7 @@ def make_train_step(
     Args:
         loss_function: ``(params, apply_fn, batch, rng, train) -> (loss, (metrics, mutable))``.
         apply_fn: The model's ``apply(variables, *args, **kwargs)``.
-        optimizer: Any Optax transformation.
+        optimizer: Any Optax transformation; :func:`propose` says what it may read.
         settings: What else the step does.
 
     Example:
@@ -56,7 +57,7 @@ def make_train_step(
         0.2
     """
     settings = settings or StepSettings()
-    gradient = make_gradient_fn(loss_function, apply_fn, settings)
+    objective = make_objective_fn(loss_function, apply_fn, settings)
 
     def train_step(
         state: TrainState,
@@ -70,13 +71,14 @@ def make_train_step(
         state = on_devices(state, settings)
         rng = jax.random.fold_in(state.rng, state.step)
         scale = scale_of(settings.precision, state.guard)
-        result = gradient(state.params, state.mutable_variables, batch, row_mask, rng, scale)
+        parts = (state.mutable_variables, batch, row_mask, rng, scale)
+        result, value_fn = objective(state.params, *parts)
         line, terms = Line(settings.in_line), result.terms
-        updates, proposed = propose(optimizer, state, result, line)
+        updates, proposed = propose(optimizer, state, result, line, value_fn)
         # The norm of the gradient, as a square that overflows would stay in the second moments.
         norm = line.norm(result.grads, updates)
         norms = _norm_values(norm, result.grads, state.params, settings, line)
-        norms += [] if scale is None else [scale]
+        norms += [x for x in (scale, result.penalty) if x is not None]
         finite = all_finite(terms.value, terms.weight, norm, terms.mutable) & _is_read(norms)
         said = None if signals is None else reduce_signals(signals)
         decide = (finite, settings.nonfinite_limit, said, line, _overflow(state, result, settings))
@@ -88,10 +90,25 @@ def make_train_step(
 
 
 def propose(
-    optimizer: optax.GradientTransformation, state: TrainState, result: BatchGradient, line: Line
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    result: BatchGradient,
+    line: Line,
+    value_fn: ValueFn,
 ) -> tuple[PyTree, TrainState]:
-    """Returns the updates of the parameters, and the state as they would leave it."""
-    updates, opt_state = optimizer.update(result.grads, state.opt_state, state.params)
+    """Returns the updates of the parameters, and the state as they would leave it.
+
+    Args:
+        optimizer: One that takes extra arguments gets ``value``, the mean loss; ``grad``, the
+            gradient; and ``value_fn``.
+        state: Before the step.
+        result: The gradient.
+        line: What the updates wait in.
+        value_fn: From parameters to the mean loss of the same batch; it can be differentiated.
+    """
+    extra = {"value": mean_loss(result.terms), "grad": result.grads, "value_fn": value_fn}
+    update = optax.with_extra_args_support(optimizer).update
+    updates, opt_state = update(result.grads, state.opt_state, state.params, **extra)
     updates = line.hold(updates)
     return updates, state.replace(
         params=optax.apply_updates(state.params, updates),
@@ -113,19 +130,22 @@ def _overflow(state: TrainState, result: BatchGradient, settings: StepSettings) 
 def train_layout(
     terms_layout: MetricLayout, params: PyTree, settings: StepSettings
 ) -> MetricLayout:
-    """Returns the layout of a training step's metrics: of the loss, then norms and loss scale.
+    """Returns the layout of a training step's metrics: of the loss, then norms and the like.
 
     Raises:
-        LossError: If the loss returned a metric that is called like a norm.
+        LossError: If the loss returned a metric that is called like one of them.
     """
     own: dict[str, tuple[str, ...]] = dict.fromkeys(_norm_names(params, settings), ("mean",))
     if settings.precision.loss_scale is not None:
         own["loss_scale"] = ("mean_nopostfix",)
+    if settings.regularization is not None:
+        own["regularization"] = ("mean",)
     taken = [name for name in own if name in terms_layout.names]
     if taken:
         raise LossError(
             f"The loss returned the metrics {taken}, which are names of what the step logs "
-            "itself. Rename them, or turn off log_grad_norm or log_param_norm."
+            "itself. Rename them, or turn off what logs them (log_grad_norm, log_param_norm, "
+            "regularization)."
         )
     return MetricLayout.of(dict(zip(terms_layout.names, terms_layout.modes, strict=True)) | own)
 

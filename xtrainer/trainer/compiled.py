@@ -9,6 +9,7 @@ import jax
 
 from xtrainer.data import num_rows
 from xtrainer.launch import compilation_cache
+from xtrainer.optim import RegularizationConfig
 from xtrainer.parallel import BatchLayout, ParallelConfig
 from xtrainer.state import TrainState
 from xtrainer.step import (
@@ -35,6 +36,7 @@ def step_settings(
     state: TrainState,
     freeze: tuple[str, ...] = (),
     parallel: ParallelConfig | None = None,
+    regularization: RegularizationConfig | None = None,
 ) -> StepSettings:
     """Returns the settings of the step functions."""
     parallel = parallel or ParallelConfig()
@@ -59,6 +61,7 @@ def step_settings(
         ),
         remat=tuple(parallel.remat),
         remat_policy=parallel.remat_policy,
+        regularization=regularization,
     )
 
 

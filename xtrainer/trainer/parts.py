@@ -34,6 +34,7 @@ from xtrainer.optim import (
     build_optimizer,
     build_schedules,
     frozen_patterns,
+    regularization_of,
     scalable,
 )
 from xtrainer.parallel import BatchLayout, build_mesh, check_mesh
@@ -261,7 +262,8 @@ class TrainerParts(TrainerSeams):
         """Returns the settings of the step functions."""
         freeze, parallel = frozen_patterns(self.optimizer_config), self.model_config.parallel
         parts = (self.trainer_config, self.batch_layout, self._shapes)
-        return compiled.step_settings(*parts, freeze, parallel)
+        regularization = regularization_of(self.optimizer_config)
+        return compiled.step_settings(*parts, freeze, parallel, regularization)
 
     def create_training_step_function(
         self, settings: StepSettings | None = None
