@@ -140,6 +140,8 @@ def test_wandb_holds_the_same_numbers(run: SimpleNamespace) -> None:
             mode, _, name = key.partition("/")
             if name:
                 found.setdefault((mode, items["step"]), {})[name] = value
+    texts = found.pop(("text", run.trainer.global_step))
+    assert list(texts) == ["training_summary"]
     assert found == rows(run.folder)
 
 
