@@ -177,17 +177,7 @@ def build_optimizer(
     parts = _optax_parts if config.name.startswith(PREFIX) else _table_parts
     moved = _grouped_parts(config, rates) if config.groups else parts(config, schedule)
     transform = optax.named_chain(*_clips(config), *moved)
-    if _has_decay(config):
-        transform = check_at_init(transform, warn_of_patterns(config))
-    if config.freeze:
-        transform = check_at_init(
-            freeze(transform, path_mask(config.freeze, None)),
-            lambda params: check_frozen(config.freeze, params),
-        )
-    if config.groups:
-        transform = check_at_init(
-            transform, lambda params: check_groups(config.groups, config.freeze, params)
-        )
+    transform = _checked(config, transform)
     if config.ema_decay is not None:
         transform = with_average(transform, config.ema_decay, path_mask(config.freeze, None))
     return BuiltOptimizer(transform, schedule)
@@ -227,6 +217,24 @@ def decayed_params(
 
 
 Parts = tuple[tuple[str, optax.GradientTransformation], ...]
+
+
+def _checked(
+    config: OptimizerConfig, transform: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """Returns the transformation for what is not frozen; patterns are checked with its state."""
+    if _has_decay(config):
+        transform = check_at_init(transform, warn_of_patterns(config))
+    if config.freeze:
+        transform = check_at_init(
+            freeze(transform, path_mask(config.freeze, None)),
+            lambda params: check_frozen(config.freeze, params),
+        )
+    if config.groups:
+        transform = check_at_init(
+            transform, lambda params: check_groups(config.groups, config.freeze, params)
+        )
+    return transform
 
 
 def _clips(config: OptimizerConfig) -> Parts:
