@@ -188,20 +188,7 @@ def build_optimizer(
     rates = build_schedules(config, workers, micro_batches)
     schedule = None if config.name == LBFGS else rates[REST]
     transform = optax.named_chain(*_clips(config), *_moving_parts(config, rates))
-    if _has_decay(config):
-        transform = check_at_init(transform, warn_of_patterns(config))
-    if config.freeze:
-        transform = check_at_init(
-            freeze(transform, path_mask(config.freeze, None)),
-            lambda params: check_frozen(config.freeze, params),
-        )
-    if config.groups:
-        transform = check_at_init(
-            transform, lambda params: check_groups(config.groups, config.freeze, params)
-        )
-    if config.regularization is not None:
-        check = make_pattern_check(config.regularization, config.freeze)
-        transform = check_at_init(transform, check)
+    transform = _checked(config, transform)
     if config.ema_decay is not None:
         transform = with_average(transform, config.ema_decay, path_mask(config.freeze, None))
     return BuiltOptimizer(transform, schedule)
@@ -248,6 +235,27 @@ def decayed_params(
 
 
 Parts = tuple[tuple[str, optax.GradientTransformation], ...]
+
+
+def _checked(
+    config: OptimizerConfig, transform: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """Returns the transformation for what is not frozen; patterns are checked with its state."""
+    if _has_decay(config):
+        transform = check_at_init(transform, warn_of_patterns(config))
+    if config.freeze:
+        transform = check_at_init(
+            freeze(transform, path_mask(config.freeze, None)),
+            lambda params: check_frozen(config.freeze, params),
+        )
+    if config.groups:
+        transform = check_at_init(
+            transform, lambda params: check_groups(config.groups, config.freeze, params)
+        )
+    if config.regularization is not None:
+        check = make_pattern_check(config.regularization, config.freeze)
+        transform = check_at_init(transform, check)
+    return transform
 
 
 def _clips(config: OptimizerConfig) -> Parts:
