@@ -173,18 +173,7 @@ class TrainerConfig(Config):
         if self.black_box_max_bytes < 0:
             value = self.black_box_max_bytes
             found.append(f"black_box_max_bytes: found {value}, expected a number >= 0.")
-        for name in ("check_val_every_n_epoch", "check_val_every_n_steps"):
-            value = getattr(self, name)
-            if value < 1 and value != -1:
-                found.append(f"{name}: found {value}, expected >= 1, or -1 for no validation.")
-        if self.checks_per_epoch < 1 and self.checks_per_epoch != -1:
-            found.append(f"checks_per_epoch: found {self.checks_per_epoch}, expected >= 1, or -1.")
-        if self.checks_per_epoch != -1 and self.check_val_every_n_steps != -1:
-            found.append(
-                f"checks_per_epoch: found {self.checks_per_epoch} with check_val_every_n_steps="
-                f"{self.check_val_every_n_steps}, expected one of them: both say when to validate "
-                "within an epoch."
-            )
+        found += self._validation_problems()
         for name in (
             "startup_timeout_s",
             "hang_timeout_s",
@@ -204,6 +193,22 @@ class TrainerConfig(Config):
             found.append(
                 f"compilation_cache: found {self.compilation_cache!r}, expected True, False or the "
                 "path of a folder."
+            )
+        return found
+
+    def _validation_problems(self) -> list[str]:
+        found = []
+        for name in ("check_val_every_n_epoch", "check_val_every_n_steps"):
+            value = getattr(self, name)
+            if value < 1 and value != -1:
+                found.append(f"{name}: found {value}, expected >= 1, or -1 for no validation.")
+        if self.checks_per_epoch < 1 and self.checks_per_epoch != -1:
+            found.append(f"checks_per_epoch: found {self.checks_per_epoch}, expected >= 1, or -1.")
+        if self.checks_per_epoch != -1 and self.check_val_every_n_steps != -1:
+            found.append(
+                f"checks_per_epoch: found {self.checks_per_epoch} with check_val_every_n_steps="
+                f"{self.check_val_every_n_steps}, expected one of them: both say when to validate "
+                "within an epoch."
             )
         return found
 

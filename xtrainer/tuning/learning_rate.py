@@ -193,7 +193,7 @@ def _rising(
     trainer: TrainerModule, min_lr: float, max_lr: float, num_steps: int
 ) -> Iterator[Callable[[int], float]]:
     """Lets a trainer's new steps follow a rising rate; gives the rate of a step."""
-    before = (trainer.optimizer, trainer.lr_schedule)
+    before = (trainer.optimizer, trainer.lr_schedule, trainer.group_schedules)
     kwargs = {
         "init_value": min_lr,
         "transition_steps": num_steps - 1,
@@ -202,7 +202,10 @@ def _rising(
     schedule = SchedulerConfig(name="optax.exponential_decay", kwargs=kwargs)
     config = cast(OptimizerConfig, trainer.optimizer_config)
     try:
-        trainer.init_optimizer(dataclasses.replace(config, scheduler=schedule))
+        # All parameters follow the one rate, as it is given.
+        groups = tuple(dataclasses.replace(group, scheduler=None) for group in config.groups)
+        course = {"scheduler": schedule, "groups": groups, "scale_lr_with": ()}
+        trainer.init_optimizer(dataclasses.replace(config, **course))
         schedule_of = trainer.lr_schedule
         if schedule_of is None or not math.isclose(float(schedule_of(0)), min_lr, rel_tol=1e-3):
             raise ConfigError(
@@ -211,7 +214,7 @@ def _rising(
             )
         yield lambda step: float(schedule_of(step))
     finally:
-        trainer.optimizer, trainer.lr_schedule = before
+        trainer.optimizer, trainer.lr_schedule, trainer.group_schedules = before
 
 
 def _with_new_optimizer(trainer: TrainerModule, state: TrainState) -> TrainState:
