@@ -37,6 +37,7 @@ REASONS = {
     "trainer/assemble.py: begin_state(init, exmp_input, optimizer, seed, mesh, parallel, "
     "precision).result()": "compiles what it asks for",
     "trainer/assemble.py: self._program.result()": "the compilation of the first state",
+    "trainer/batch_trials.py: program.result()": "compiles what it asks for",
     "trainer/parts.py: carried.result()": "the compilation of the first state",
     "trainer/pretrained.py: capture.get()": VALUE,
     "trainer/shapes.py: _SHAPES_ONLY.get()": VALUE,

@@ -9,6 +9,11 @@ from xtrainer.types import PyTree
 _SIGNS = ("RESOURCE_EXHAUSTED", "Out of memory")
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Says whether an error tells that a device, or the host, has no memory left."""
+    return isinstance(error, MemoryError) or any(sign in str(error) for sign in _SIGNS)
+
+
 def explain_memory(trainer: TrainerView, error: BaseException) -> None:
     """Adds to an error of a device without memory what lies there and what helps.
 
@@ -16,7 +21,7 @@ def explain_memory(trainer: TrainerView, error: BaseException) -> None:
         trainer: Its state may have been given to the step that failed, and be gone.
         error: Any error; others are left alone.
     """
-    if not isinstance(error, MemoryError) and not any(sign in str(error) for sign in _SIGNS):
+    if not is_out_of_memory(error):
         return
     config = trainer.trainer_config
     batch = batch_spec(trainer.exmp_batch)

@@ -20,8 +20,9 @@ from xtrainer.loop import (
 )
 from xtrainer.metrics import DeviceMetrics, HostWindow, finish
 from xtrainer.step import TrainExecutor
-from xtrainer.trainer import overview, run, saving, start
+from xtrainer.trainer import batch_trials, overview, run, saving, start
 from xtrainer.trainer import resume as resuming
+from xtrainer.trainer.batch_size import BatchSizeTable, BatchTrial
 from xtrainer.trainer.folders import held_folders
 from xtrainer.trainer.restoring import TrainerRestoring
 from xtrainer.types import BatchLike, HostMetrics
@@ -142,6 +143,45 @@ class TrainerModule(TrainerRestoring):
         executor, prepare = self.compiled_evaluations[loss_function]
         window = evaluate_loader(self, self.sources.of(loader, title), executor, prepare, title)
         return self.get_metric_postprocess_fn()(finish(HostWindow.fetch(window), missing="nan"))
+
+    def tune_batch_size(
+        self,
+        loader: Any = None,
+        *,
+        max_batch_size: int | None = None,
+        max_trials: int = 20,
+        halving_limit: int = 3,
+        steps_per_trial: int = 3,
+        memory_limit: int | None = None,
+        on_improvement: Callable[[BatchTrial], None] | None = None,
+    ) -> BatchSizeTable:
+        """Returns which batch sizes fit, how much memory each takes, and which is the fastest.
+
+        Sizes are doubled from that of the loader or the example batch while they fit; where the
+        first does not, it is halved until one does. Every size divides over the devices and into
+        micro-batches. What a device has no room for, by what the compiler says of the step, is not
+        tried; of the others a few steps are run and timed, on real rows where there are some. The
+        state is kept in host memory meanwhile and is the same afterwards, bit for bit, as are the
+        place in the loader and all compiled steps; all processes find the same.
+
+        Args:
+            loader: The training data: no batch is larger than they are, where they say it.
+            max_batch_size: The most rows; None: 512 on a CPU, else any number.
+            max_trials: Sizes that are tried at most.
+            halving_limit: How often the first size is halved at most.
+            steps_per_trial: Steps that are timed for each size; one runs before them.
+            memory_limit: Bytes that one device has for the run; None: what the device says.
+            on_improvement: Called with each size that is faster than all before it.
+
+        Returns:
+            The table; ``table.best.rows`` is the fastest size that fits.
+
+        Raises:
+            BatchError: If no size fits, or the data are fewer than the smallest batch.
+            ConfigError: For numbers that cannot be.
+        """
+        limits = (max_batch_size, max_trials, halving_limit, steps_per_trial, memory_limit)
+        return batch_trials.tune(self, loader, *limits, on_improvement)
 
     def _run_model_eval(
         self, data_loader: Any, mode: str = "", epoch_idx: int = -1
