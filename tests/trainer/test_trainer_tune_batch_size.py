@@ -22,9 +22,8 @@ FULL = "RESOURCE_EXHAUSTED: Out of memory allocating 17179869184 bytes."
 
 @pytest.fixture(scope="module")
 def stage() -> probes.Repeatable:
-    """Gives a small trainer that is compiled once."""
-    trainer = probes.traced(model={"width": 2}, optimizer=zoo.optimizer())
-    return probes.Repeatable(trainer)
+    """Gives a small trainer with Adam that is compiled once."""
+    return probes.Repeatable(probes.traced(model={"width": 2}))
 
 
 @pytest.fixture
@@ -86,10 +85,8 @@ def test_where_nothing_fits_the_error_has_the_table_and_what_helps(
 
 
 def test_a_trainer_that_was_tuned_trains_on_as_if_it_had_not_been(
-    steps: Any, caplog: pytest.LogCaptureFixture
+    stage: probes.Repeatable, steps: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    stage = probes.Repeatable(probes.traced())  # BatchNorm, dropout and Adam
-
     def layout(trainer: Any) -> Any:
         leaves = jax.tree.leaves(trainer.state)
         return [(x.sharding, x.dtype, getattr(x, "weak_type", False)) for x in leaves]
@@ -223,6 +220,7 @@ def test_a_state_of_shapes_cannot_be_tried() -> None:
 
 def test_a_kept_state_comes_back_in_its_layout_and_is_not_on_the_devices_meanwhile() -> None:
     trainer = zoo.make_trainer(
+        model={"batch_norm": True},
         parallel=xt.ParallelConfig(fsdp_axis_size=4, fsdp_min_weight_size=1),
         optimizer=zoo.optimizer("adam"),
     )

@@ -61,23 +61,27 @@ def tune(
         "memory_limit": (memory_limit, 1),
     }
     check_counts("tune_batch_size", numbers)
-    known = {
-        "first": _first_rows(trainer, loader),
-        "largest": _largest(trainer, loader, max_batch_size),
-        "limit": _memory_limit(trainer) if memory_limit is None else memory_limit,
-    }
-    said: list[Any] = gather_results(lambda: known, "limits of a batch size")
+    example: list[BatchLike] = []
+
+    def look() -> Any:
+        example.append(_example(trainer, loader))
+        return {
+            "first": _first_rows(trainer, loader),
+            "largest": _largest(trainer, loader, max_batch_size),
+            "limit": _memory_limit(trainer) if memory_limit is None else memory_limit,
+        }
+
+    said: list[Any] = gather_results(look, "limits of a batch size")
     largest, limit = (
         min((one[name] for one in said if one[name] is not None), default=None)
         for name in ("largest", "limit")
     )
     unit = trainer.batch_layout.num_shards * trainer.trainer_config.gradient_accumulate_steps
-    example = _example(trainer, loader)
     with kept_state(trainer) as make_state:
 
         def try_size(rows: int) -> BatchTrial:
             def make() -> Any:
-                return asdict(_try(trainer, make_state, example, rows, steps_per_trial, limit))
+                return asdict(_try(trainer, make_state, example[0], rows, steps_per_trial, limit))
 
             trial = _agreed(gather_results(make, f"trial of {rows} rows"))
             _LOG.info("A batch of %d rows: %s", rows, trial)

@@ -163,9 +163,9 @@ class TrialWatch(Callback):
         return self.trial.study.get_trials(deepcopy=False)[self.trial.number].intermediate_values
 
     def on_training_start(self) -> None:
-        """Ends a run that goes on, and whose trial had been pruned when it was killed."""
+        """Ends a run that goes on after a kill, and whose trial is pruned by what it had told."""
         if self.reported and self.trial.should_prune():
-            self._prune(f"the pruner had asked for it at step {max(self.reported)}.")
+            self._prune(f"by what it was at step {max(self.reported)}.")
 
     def on_validation_epoch_end(
         self, eval_metrics: HostMetrics, epoch_idx: int, step_idx: int
