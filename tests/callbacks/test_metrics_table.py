@@ -11,6 +11,7 @@ from rich.console import Console
 
 import xtrainer as xt
 from xtrainer.callbacks.metrics_table import by_set, render
+from xtrainer.errors import MetricError
 
 VAL = probes.numbered(2, first=100)
 
@@ -161,6 +162,12 @@ def test_the_best_of_a_named_set_is_marked_in_its_column(stage: probes.Repeatabl
     trainer.train_model(probes.numbered(1), {"near": VAL, "far": VAL}, num_epochs=1)
     losses = cells(logger.texts[0][2])["loss"]
     assert losses["far"].endswith("*") and not losses["near"].endswith("*")
+
+
+def test_a_metric_that_is_not_there_cannot_be_the_best(stage: probes.Repeatable) -> None:
+    trainer, _ = telling(stage, monitor="near_los")
+    with pytest.raises(MetricError, match="near_los.*step 1. Did you mean 'near_loss'"):
+        trainer.train_model(probes.numbered(1), {"near": VAL}, num_epochs=1)
 
 
 def test_what_was_best_is_known_after_a_resume(stage: probes.Repeatable, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from xtrainer.callbacks.base import Callback, CallbackConfig
 from xtrainer.callbacks.view import CallbackTrainer
+from xtrainer.errors import MetricError, did_you_mean
 from xtrainer.loggers import NullLogger
 from xtrainer.types import JSON, HostMetrics
 
@@ -170,8 +171,15 @@ class MetricsTable(Callback):
 
     def _is_best(self, metrics: HostMetrics, step: int) -> bool:
         """Says whether the monitored metric is better than ever before; NaN never is."""
-        value = metrics.get(self._monitored)
-        if value is None or not math.isfinite(value):
+        if self.config.monitor is None:
+            return False
+        if self._monitored not in metrics:
+            raise MetricError(
+                f"MetricsTable monitors {self.config.monitor!r}, which is not among the metrics of "
+                f"step {step}. {did_you_mean(self._monitored, metrics)}"
+            )
+        value = metrics[self._monitored]
+        if not math.isfinite(value):
             return False
         sign = 1 if self.config.mode == "min" else -1
         if self._best is not None and sign * value >= sign * self._best[0]:
