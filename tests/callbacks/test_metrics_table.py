@@ -95,7 +95,7 @@ def test_many_sets_do_not_make_it_wider_than_a_console() -> None:
 
 def test_a_mode_that_is_none_is_a_mistake() -> None:
     config = xt.MetricsTableConfig(mode="least")  # type: ignore[arg-type]
-    assert config.problems() == ["mode: found 'least', expected 'min' or 'max'."]
+    assert config.problems() == ["mode: found 'least', expected 'auto', 'min' or 'max'."]
 
 
 # In a run.
@@ -155,6 +155,16 @@ def test_the_best_value_is_marked_and_told(
         f"{cells(text)['score']['val']} {text.splitlines()[-1].removeprefix('best score: ')}"
         for _, _, text in logger.texts
     ] == best
+
+
+def test_the_direction_of_a_known_name_needs_no_mode(stage: probes.Repeatable) -> None:
+    accuracies = probes.acting(
+        "on_validation_epoch_end",
+        lambda self, metrics, epoch, step: metrics.update(accuracy=[0.5, 0.7, 0.6][epoch - 1]),
+    )
+    trainer, logger = telling(stage, accuracies, monitor="accuracy")
+    trainer.train_model(probes.numbered(1), VAL, num_epochs=3)
+    assert logger.texts[-1][2].splitlines()[-1] == "best accuracy: 0.7 at step 2"
 
 
 def test_the_best_of_a_named_set_is_marked_in_its_column(stage: probes.Repeatable) -> None:

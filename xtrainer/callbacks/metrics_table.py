@@ -6,12 +6,13 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from xtrainer.callbacks.base import Callback, CallbackConfig
 from xtrainer.callbacks.view import CallbackTrainer
 from xtrainer.errors import MetricError, did_you_mean
 from xtrainer.loggers import NullLogger
+from xtrainer.metrics import DirectionMode, direction_of, mode_problems, warn_of_unknown_direction
 from xtrainer.types import JSON, HostMetrics
 
 _LOG = logging.getLogger(__name__)
@@ -33,8 +34,9 @@ class MetricsTableConfig(CallbackConfig):
     monitor: str | None = None
     """A validation metric (``loss``, of a named set ``SET_loss``) whose best value is told below
     the table, and marked with a star where it is that of this step; None: none is."""
-    mode: Literal["min", "max"] = "min"
-    """Whether the best value is the smallest or the largest."""
+    mode: DirectionMode = "auto"
+    """Whether the best value is the smallest or the largest; ``auto``: as its name says, see
+    :func:`xtrainer.metrics.better_when`."""
 
     def create(self, trainer: CallbackTrainer, data_module: Any = None) -> "MetricsTable":
         """Returns the callback."""
@@ -42,10 +44,7 @@ class MetricsTableConfig(CallbackConfig):
 
     def problems(self) -> list[str]:
         """Returns settings that cannot be."""
-        found = super().problems()
-        if self.mode not in ("min", "max"):
-            found.append(f"mode: found {self.mode!r}, expected 'min' or 'max'.")
-        return found
+        return super().problems() + mode_problems(self.mode)
 
 
 def by_set(
@@ -122,6 +121,8 @@ class MetricsTable(Callback):
         super().__init__(config, trainer, data_module)
         self._begun = 0.0
         self._best: tuple[float, int] | None = None
+        if config.monitor is not None:
+            warn_of_unknown_direction(type(self).__name__, config.mode, config.monitor)
 
     def on_validation_epoch_start(self, epoch_idx: int, step_idx: int) -> None:
         """Takes the time."""
@@ -181,7 +182,7 @@ class MetricsTable(Callback):
         value = metrics[self._monitored]
         if not math.isfinite(value):
             return False
-        sign = 1 if self.config.mode == "min" else -1
+        sign = 1 if direction_of(self.config.mode, self._monitored) == "min" else -1
         if self._best is not None and sign * value >= sign * self._best[0]:
             return False
         self._best = (float(value), step)
