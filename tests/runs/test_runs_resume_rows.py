@@ -104,6 +104,15 @@ def test_the_time_of_all_parts_is_added_up(stage: probes.Repeatable, tmp_path: P
     assert ledger.to_json()["step"] == ledger.earlier["step"] + ledger.seconds["step"]
 
 
+def test_a_return_within_a_process_counts_no_second_twice(
+    stage: probes.Repeatable, tmp_path: Path
+) -> None:
+    trainer = train(stage, tmp_path)
+    before = dict(trainer.ledger.earlier)
+    trainer.load_model()
+    assert trainer.ledger.earlier == before
+
+
 # How a run is told where to go on.
 
 

@@ -187,12 +187,12 @@ def _restore_best(trainer: TrainerView) -> None:
         return
     if callback.best_step() in (None, trainer.progress.step):
         return
-    history, earlier = trainer.history, trainer.ledger.earlier
+    history = trainer.history
     trainer.history = History()
     try:
         folder = load_usable(trainer, callback.folder, "best", own=True)
     finally:
-        trainer.history, trainer.ledger.earlier = history, earlier
+        trainer.history = history
     _LOG.info("The state is that of the best checkpoint now, step %s.", folder.name)
 
 

@@ -176,8 +176,9 @@ def load_step(
         trainer.restored_rows = OpenRows(rows, meta["loggers"] if own else None)
         _compare_numerics(step_folder, meta, trainer.trainer_config.deterministic)
         if own:
+            if not trainer.is_own_state:  # else the seconds saved are in part this process's own
+                trainer.ledger.load_json(meta["ledger"])
             trainer.is_own_state = True
-            trainer.ledger.load_json(meta["ledger"])
         else:
             trainer.ledger.steps_before = float(progress.step)
     else:
