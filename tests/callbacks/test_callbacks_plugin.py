@@ -110,9 +110,14 @@ def test_saved_configs_are_those_in_use_and_are_not_changed_again(runs: dict[str
     model = xt.Config.from_dict(xt.ModelConfig, {**saved["model"], "model_class": None})
     assert (config.seed, model.model_config) == (1, {"width": 8})
     assert plugins.configured(config, model) == (config, model)
+
+
+def test_a_rebuilt_trainer_evaluates_with_its_plugin(runs: dict[str, Any]) -> None:
     again = probes.Traced.from_run(runs["folder"])
-    assert again.model.width == 8 and again.plugins == {}
+    assert again.model.width == 8 and again.plugins["Widening"].count == 8
     zoo.assert_same(again.state.params, runs["second"].state.params)
+    data = probes.numbered(2)
+    assert again.eval_model(data) == runs["second"].eval_model(data)
 
 
 def test_every_batch_is_processed_once_before_all_else_sees_it(runs: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from xtrainer.errors import BatchError, CheckpointNotFoundError, ConfigError
 from xtrainer.optim import OptimizerConfig
 from xtrainer.state import Progress
 from xtrainer.trainer.config import ModelConfig, TrainerConfig
-from xtrainer.trainer.saving import MODEL_PARTS
+from xtrainer.trainer.saving import MODEL_PARTS, load_callbacks
 from xtrainer.trainer.shared import choose_step
 from xtrainer.trainer.view import TrainerView
 from xtrainer.types import BatchLike, PyTree
@@ -96,15 +96,22 @@ def load_model_parts(trainer: TrainerView, step_folder: Path, meta: Mapping[str,
     parts = restore_partial(step_folder, parts, trainer.state)
     trainer.state = trainer.state.replace(**parts)
     trainer.progress = Progress.from_json(meta["progress"])
+    load_callbacks(trainer.callbacks, meta["callbacks"])
 
 
 def _evaluating(saved: Mapping[str, Any]) -> list[Any]:
     """Returns the saved configs of callbacks by which evaluations give what they gave before."""
-    optimizer = saved.get("optimizer") or {}
-    if optimizer.get("ema_decay") is None:
-        return []
-    callbacks = saved["trainer"].get("callbacks") or []
-    return [one for one in callbacks if one.get("class_name") == EMAConfig.__name__]
+    optimizer, callbacks = saved.get("optimizer"), saved["trainer"].get("callbacks")
+    averages = isinstance(optimizer, Mapping) and optimizer.get("ema_decay") is not None
+    return [
+        one
+        for one in (callbacks if isinstance(callbacks, list) else [])
+        if isinstance(one, Mapping)
+        and (
+            (averages and one.get("class_name") == EMAConfig.__name__)
+            or "is_applied" in one  # a plug-in, which may process batches
+        )
+    ]
 
 
 def _typed(value: Any) -> Any:

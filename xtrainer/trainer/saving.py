@@ -172,7 +172,7 @@ def load_step(
         trainer.history.restore(history, progress.step, keep=own)
         trainer.state, trainer.progress = state, progress
         trainer.sources.restore_later(positions, meta["process_count"], data)
-        _load_callbacks(trainer.callbacks, meta["callbacks"])
+        load_callbacks(trainer.callbacks, meta["callbacks"])
         trainer.restored_rows = OpenRows(rows, meta["loggers"] if own else None)
         _compare_numerics(step_folder, meta, trainer.trainer_config.deterministic)
         if own:
@@ -249,7 +249,8 @@ def _named(callbacks: list[Callback]) -> list[tuple[str, Callback]]:
     return [(f"{name}_{names[:i].count(name)}", callbacks[i]) for i, name in enumerate(names)]
 
 
-def _load_callbacks(callbacks: list[Callback], states: Mapping[str, Any]) -> None:
+def load_callbacks(callbacks: list[Callback], states: Mapping[str, Any]) -> None:
+    """Gives the callbacks what was saved of those of the same names."""
     for name, callback in _named(callbacks):
         if name in states:
             callback.load_state_dict(states[name])
