@@ -70,8 +70,10 @@ def run(settings: StepSettings, state: Any, batch: Any = BATCH, loss: Any = exam
     return state, finish(HostWindow.fetch(window)), counters(report)
 
 
-@pytest.mark.parametrize(("count", "scan"), [(1, True), (4, True), (4, False)])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "count", "scan"),
+    [*((kind, 1, True) for kind in KINDS), ("l1_l2", 4, True), ("l1_l2", 4, False)],
+)
 def test_the_gradient_is_that_of_the_mean_loss_and_the_penalty(kind, count, scan) -> None:
     settings = StepSettings(
         accumulate_steps=count, accumulate_scan=scan, regularization=KINDS[kind]
