@@ -123,6 +123,7 @@ def test_a_loader_without_batches_is_refused(stage: probes.Repeatable) -> None:
     ("optimizer", "numbers", "match"),
     [
         (optax.sgd(0.1), {}, "ready Optax transformation"),
+        (xt.OptimizerConfig(name="lbfgs"), {}, "searches the length"),
         (None, {"min_lr": 1.0, "max_lr": 0.1}, "0 < min_lr < max_lr"),
         (None, {"num_steps": 1}, "num_steps=1, expected a whole number >= 2"),
         (None, {"stop_factor": 1.0}, "stop_factor=1.0, expected > 1"),
@@ -143,6 +144,19 @@ def test_an_optimizer_that_does_not_follow_its_scheduler_is_refused() -> None:
     trainer = zoo.make_trainer(Stubborn, batch=batch, mesh=zoo.devices(1))
     with pytest.raises(xt.ConfigError, match="Stubborn.init_optimizer"):
         find_learning_rate(trainer, [batch])
+
+
+def test_groups_and_scaled_rates_follow_the_one_rate_of_the_course() -> None:
+    own = xt.ParamGroupConfig(name="own", params=("*",), scheduler=xt.SchedulerConfig(lr=9.0))
+    plain, loader = quadratic(optimizer=zoo.optimizer("sgd"))
+    grouped, _ = quadratic(
+        optimizer=zoo.optimizer("sgd", groups=(own,), scale_lr_with=("accumulation",))
+    )
+    schedules = grouped.group_schedules
+    assert find_learning_rate(grouped, loader, num_steps=5) == find_learning_rate(
+        plain, loader, num_steps=5
+    )
+    assert grouped.group_schedules is schedules and schedules.keys() == {"own"}
 
 
 def test_the_curve_is_told_and_drawn(tmp_path: Path) -> None:
