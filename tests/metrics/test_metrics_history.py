@@ -77,6 +77,17 @@ def test_a_save_holds_no_rows_of_training_and_the_newest_of_others(
     }
 
 
+def test_a_save_holds_no_more_numbers_than_it_may_but_always_a_row() -> None:
+    wide = {f"norm_{index}": 0.5 for index in range(module.MAX_SAVED_NUMBERS // 2)}
+    history = History()
+    for step in (1, 2, 3):
+        history.add("train_epoch", step, 1, wide)
+    saved = history.to_json()["train_epoch"]
+    assert [row[0] for row in saved["rows"]] == [2, 3] and saved["before"] == 2
+    history.add("train_epoch", 4, 1, {**wide, **{f"more_{name}": 1.0 for name in wide}, "x": 1.0})
+    assert [row[0] for row in history.to_json()["train_epoch"]["rows"]] == [4]
+
+
 def test_later_rows_are_forgotten_and_earlier_ones_of_the_same_run_kept() -> None:
     history = filled(2, 4)
     history.add("train", 3, 1, {"loss": 3.0})

@@ -2,7 +2,7 @@
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from xtrainer.errors import CheckpointError
@@ -13,6 +13,8 @@ MAX_ROWS = 10_000
 """Rows of a set that are kept in memory; the newest ones."""
 MAX_SAVED_ROWS = 1_000
 """Rows of a set that a checkpoint holds; the newest ones."""
+MAX_SAVED_NUMBERS = 20_000
+"""Numbers in those rows, at most, but for the newest row: each save writes them all."""
 _SETS = ("train", "train_epoch", "val", "test")
 _NOT_SAVED = "train"
 
@@ -36,9 +38,9 @@ class History(Mapping[str, list[Row]]):
 
     The sets are ``train`` (a row every ``log_every_n_steps``), ``train_epoch``, ``val`` and
     ``test``. The newest ``MAX_ROWS`` of each are kept, on all processes and without any logger too.
-    A checkpoint holds the newest ``MAX_SAVED_ROWS`` of each but ``train``; after a resume older
-    ones, and those of ``train``, come from ``metrics.jsonl`` when they are asked for, where the run
-    has a ``FileLoggerConfig``.
+    A checkpoint holds the newest ``MAX_SAVED_ROWS`` of each but ``train``, and fewer where they
+    have many metrics; after a resume older ones, and those of ``train``, come from
+    ``metrics.jsonl`` when they are asked for, where the run has a ``FileLoggerConfig``.
 
     Args:
         read_earlier: Returns the rows of a set that were logged before this process, and perhaps
@@ -131,7 +133,7 @@ class History(Mapping[str, list[Row]]):
         for mode in dict.fromkeys([*self._rows, *self._before]):
             rows, before = self._rows.get(mode) or (), self._before.get(mode, 0)
             until = rows[-1].step if rows else max(before - 1, 0)
-            left_out = len(rows) if mode == _NOT_SAVED else max(0, len(rows) - MAX_SAVED_ROWS)
+            left_out = len(rows) if mode == _NOT_SAVED else len(rows) - _num_saved(rows)
             kept = list(itertools.islice(rows, left_out, None))
             if left_out:
                 before = kept[0].step if kept else until + 1
@@ -173,3 +175,14 @@ class History(Mapping[str, list[Row]]):
             self._rows[mode] = deque([*mine, *found], maxlen=MAX_ROWS)
             if keep:
                 self._before[mode] = known.get(mode, 0) if mine else before
+
+
+def _num_saved(rows: Sequence[Row] | deque[Row]) -> int:
+    """Returns how many of the newest rows a checkpoint holds."""
+    count = numbers = 0
+    for row in reversed(rows):
+        numbers += len(row.metrics)
+        if count == MAX_SAVED_ROWS or (count and numbers > MAX_SAVED_NUMBERS):
+            break
+        count += 1
+    return count
