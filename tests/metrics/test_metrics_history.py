@@ -57,6 +57,14 @@ def test_the_newest_rows_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert steps_of(filled(1, 2, 3, 4, 5), "val") == [3, 4, 5]
 
 
+def test_wide_rows_are_kept_while_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_NUMBERS", 10)
+    history = filled(1, 2, 3)
+    for step in (4, 5, 6):
+        history.add("val", step, 1, {f"norm_{index}": 1.0 for index in range(4)})
+    assert steps_of(history, "val") == [5, 6]
+
+
 def test_what_was_saved_comes_back_also_what_is_not_finite() -> None:
     history = filled(2, 4)
     history.add("val", 6, 2, {"loss": float("inf"), "worst": float("-inf")})

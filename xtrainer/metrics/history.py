@@ -11,6 +11,8 @@ from xtrainer.types import JSON, HostMetrics
 
 MAX_ROWS = 10_000
 """Rows of a set that are kept in memory; the newest ones."""
+MAX_NUMBERS = 1_000_000
+"""Numbers in those rows, at most, but for the newest row: some have thousands, as norms."""
 MAX_SAVED_ROWS = 1_000
 """Rows of a set that a checkpoint holds; the newest ones."""
 MAX_SAVED_NUMBERS = 20_000
@@ -38,9 +40,9 @@ class History(Mapping[str, list[Row]]):
 
     The sets are ``train`` (a row every ``log_every_n_steps``), ``train_epoch``, ``val`` and
     ``test``. The newest ``MAX_ROWS`` of each are kept, on all processes and without any logger too.
-    A checkpoint holds the newest ``MAX_SAVED_ROWS`` of each but ``train``, and fewer where they
-    have many metrics; after a resume older ones, and those of ``train``, come from
-    ``metrics.jsonl`` when they are asked for, where the run has a ``FileLoggerConfig``.
+    A checkpoint holds the newest ``MAX_SAVED_ROWS`` of each but ``train``; after a resume older
+    ones, and those of ``train``, come from ``metrics.jsonl`` when they are asked for, where the run
+    has a ``FileLoggerConfig``. Of rows with very many metrics fewer are kept and saved.
 
     Args:
         read_earlier: Returns the rows of a set that were logged before this process, and perhaps
@@ -75,6 +77,9 @@ class History(Mapping[str, list[Row]]):
         if rows and rows[-1].step == step:
             rows.pop()
         rows.append(Row(step, epoch, dict(metrics)))
+        if len(rows) * len(metrics) > MAX_NUMBERS:
+            for _ in range(len(rows) - _num_newest(rows, MAX_ROWS, MAX_NUMBERS)):
+                rows.popleft()
 
     def newest(self, mode: str) -> Row | None:
         """Returns the newest row of a set; None where there is none in memory."""
@@ -133,7 +138,7 @@ class History(Mapping[str, list[Row]]):
         for mode in dict.fromkeys([*self._rows, *self._before]):
             rows, before = self._rows.get(mode) or (), self._before.get(mode, 0)
             until = rows[-1].step if rows else max(before - 1, 0)
-            left_out = len(rows) if mode == _NOT_SAVED else len(rows) - _num_saved(rows)
+            left_out = len(rows) if mode == _NOT_SAVED else len(rows) - _num_newest(rows)
             kept = list(itertools.islice(rows, left_out, None))
             if left_out:
                 before = kept[0].step if kept else until + 1
@@ -177,12 +182,19 @@ class History(Mapping[str, list[Row]]):
                 self._before[mode] = known.get(mode, 0) if mine else before
 
 
-def _num_saved(rows: Sequence[Row] | deque[Row]) -> int:
-    """Returns how many of the newest rows a checkpoint holds."""
+def _num_newest(
+    rows: Sequence[Row] | deque[Row], max_rows: int | None = None, max_numbers: int | None = None
+) -> int:
+    """Returns how many of the newest rows are within bounds, those of a save where None is given.
+
+    The newest one always is.
+    """
+    max_rows = MAX_SAVED_ROWS if max_rows is None else max_rows
+    max_numbers = MAX_SAVED_NUMBERS if max_numbers is None else max_numbers
     count = numbers = 0
     for row in reversed(rows):
         numbers += len(row.metrics)
-        if count == MAX_SAVED_ROWS or (count and numbers > MAX_SAVED_NUMBERS):
+        if count == max_rows or (count and numbers > max_numbers):
             break
         count += 1
     return count
