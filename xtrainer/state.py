@@ -161,7 +161,7 @@ class Progress:
         validations: Finished validations.
         validated_at: The step of the newest of them, 0 for none.
         best: For each monitored metric its best ``value`` with ``step`` and ``epoch``, and the
-            ``metrics`` of all sets there.
+            ``metrics`` of all sets there, measured times left out.
         best_checkpoints: For each of them the folder of that step's checkpoint. It is where the run
             is now, and so is no part of what is saved or compared.
         rollbacks: Returns to earlier checkpoints, see ``TrainerConfig.nonfinite_policy``.

@@ -1,7 +1,7 @@
 """Does a plug-in change configs once, batches once each, keep its state, and end the run?"""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,7 @@ def halved(count: int, first: int = 1) -> list[probes.Batch]:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     """A run with a plug-in that ends it at step 5, and its continuation by the same script."""
 
     def start(folder: Path, steps: int) -> Any:
@@ -84,7 +84,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     first, second = start(folder, 5), start(folder, 8)
     first.train_model(probes.numbered(4), probes.numbered(1, first=50), num_epochs=3)
     second.train_model(probes.numbered(4), probes.numbered(1, first=50), num_epochs=3)
-    return {"first": first, "second": second, "folder": folder}
+    yield {"first": first, "second": second, "folder": folder}
+    for trainer in (first, second):
+        trainer.logger.finalize("finished")  # evaluations have opened it again
 
 
 def test_a_plugin_ends_the_run_and_its_count_goes_on_after_a_resume(runs: dict[str, Any]) -> None:

@@ -304,4 +304,5 @@ def test_a_run_is_the_same_whatever_the_server_does(
         assert lost[manner] in text
     if manner == "fail":
         (said,) = [r.getMessage() for r in caplog.records if "lost in all" in r.getMessage()]
-        assert said == f"Sender: {len(rows) - len(server.rows)} rows were lost in all."
+        lost_rows = len(rows) - len(server.rows) + 1  # and the text of the summary
+        assert said == f"Sender: {lost_rows} rows were lost in all."

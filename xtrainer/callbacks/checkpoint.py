@@ -371,7 +371,11 @@ class ModelCheckpoint(Callback):
             "value": value,
             "step": step,
             "epoch": progress.epoch,
-            "metrics": {key: float(number) for key, number in {**metrics, **gathered}.items()},
+            "metrics": {  # measured times would let no two runs be equal
+                key: float(number)
+                for key, number in {**metrics, **gathered}.items()
+                if not key.endswith("time_s")
+            },
         }
         progress.best_checkpoints[name] = str(self.folder / str(step))
         return True
