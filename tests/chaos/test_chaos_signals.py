@@ -167,7 +167,7 @@ def test_the_programs_own_handler_is_called_besides(tmp_path: Path) -> None:
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 143, err
-    assert out.count("own") == 1 and "PREEMPTED" in out
+    assert out.splitlines().count("own") == 1 and "PREEMPTED" in out
 
 
 def test_a_kill_that_follows_the_signal_leaves_the_newest_save(tmp_path: Path) -> None:
