@@ -158,6 +158,8 @@ def watched(folder: Path, code: str) -> list[float]:
 
 
 LONG = """
+from xtrainer.metrics import history
+history.MAX_ROWS = 1_000  # so that it is full, and grows no more, before the first look
 # No validation: the results of all are kept, since train_model returns them.
 saving = xt.ModelCheckpointConfig(every_n_steps=2000, every_n_epochs=9999)
 print(train(saving, 8_000, 40_000))  # until then the allocator takes what it goes on using
