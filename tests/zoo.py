@@ -135,6 +135,14 @@ def rows_of(folder: Path, mode: str) -> dict[int, dict[str, float]]:
     }
 
 
+def write_sources(folder: Path, functions: int) -> Path:
+    """Fills a folder with 60 small Python files, as text to train on; returns it."""
+    for index in range(60):
+        lines = [f"def function_{index}_{i}(x):\n    return x + {i}\n" for i in range(functions)]
+        (folder / f"module_{index}.py").write_text("\n".join(lines))
+    return folder
+
+
 def host(tree: Any) -> Any:
     """Returns the tree as NumPy arrays; keys as their data."""
 

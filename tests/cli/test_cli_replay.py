@@ -89,11 +89,7 @@ def run(config):
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Gives a folder of sources in which every set has a file."""
-    folder = tmp_path_factory.mktemp("text")
-    for index in range(60):
-        lines = [f"def function_{index}_{i}(x):\n    return x + {i}\n" for i in range(10)]
-        (folder / f"module_{index}.py").write_text("\n".join(lines))
-    return folder
+    return zoo.write_sources(tmp_path_factory.mktemp("text"), functions=10)
 
 
 def byte_lm_arguments(text: Path, *more: str) -> list[str]:

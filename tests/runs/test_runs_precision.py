@@ -6,6 +6,7 @@ from typing import Any
 import byte_lm
 import digits
 import pytest
+import zoo
 
 import xtrainer as xt
 
@@ -33,11 +34,7 @@ NEAR = 0.01
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Gives a folder of sources in which every set has a file."""
-    folder = tmp_path_factory.mktemp("text")
-    for index in range(60):
-        lines = [f"def function_{index}_{i}(x):\n    return x + {i}\n" for i in range(20)]
-        (folder / f"module_{index}.py").write_text("\n".join(lines))
-    return folder
+    return zoo.write_sources(tmp_path_factory.mktemp("text"), functions=20)
 
 
 def metrics_of(experiment: Any, dtype: str, folder: Path, *arguments: str) -> dict[str, float]:

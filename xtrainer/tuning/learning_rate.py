@@ -133,9 +133,11 @@ def find_learning_rate(
         ConfigError: For bounds that cannot be, and an optimizer without a learning rate to set.
         LoaderError: If there is no batch.
 
-    Example:
-        >>> curve = find_learning_rate(trainer, loader)               # doctest: +SKIP
-        >>> print(curve.table()); curve.plot("rates.png")             # doctest: +SKIP
+    Example::
+
+        curve = find_learning_rate(trainer, loader)
+        print(curve.table())
+        curve.plot("rates.png")
     """
     _check(trainer, min_lr, max_lr, num_steps, stop_factor)
     with (

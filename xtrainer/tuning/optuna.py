@@ -40,7 +40,10 @@ Objective = Callable[[Any, Path], float]
 
 
 class TrialInterruptedError(XTrainerError):
-    """A trial whose run was asked to end; it stays open, and the next start goes on with it."""
+    """A trial whose run was asked to end; it stays open, and the next start goes on with it.
+
+    ``TrialWatch.result`` raises it; an objective that does without that must do so itself.
+    """
 
 
 def run_study(
@@ -130,12 +133,13 @@ def watch_trial(trainer: TrainerModule, trial: Any, monitor: str = "loss") -> "T
     Returns:
         The callback; return its ``result()`` from the objective, after ``train_model``.
 
-    Example:
-        >>> def objective(trial, folder):                                       # doctest: +SKIP
-        ...     trainer = make_trainer(trial.suggest_float("lr", 1e-4, 1.0, log=True), folder)
-        ...     watch = watch_trial(trainer, trial)
-        ...     trainer.train_model(train_loader, val_loader, num_epochs=5)
-        ...     return watch.result()
+    Example::
+
+        def objective(trial, folder):
+            trainer = make_trainer(trial.suggest_float("lr", 1e-4, 1.0, log=True), folder)
+            watch = watch_trial(trainer, trial)
+            trainer.train_model(train_loader, val_loader, num_epochs=5)
+            return watch.result()
     """
     watch = TrialWatch(trial, cast(CallbackTrainer, trainer), monitor)
     trainer.callbacks.insert(0, watch)  # checkpoints are written after it
