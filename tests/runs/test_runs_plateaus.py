@@ -86,7 +86,7 @@ def test_a_run_that_is_killed_acts_as_one_that_is_not(
     assert compare(tmp_path, "step:15", run, unbroken) == 14
 
 
-@pytest.mark.chaos
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "plan", ["step:7", "step:9", "step:13", "step:17", "step:21", "arrays:3", "record:5", "meta:8"]
 )
