@@ -85,9 +85,9 @@ def test_the_journal_tells_of_work_that_was_lost(runs: Runs) -> None:
     assert by_plan["committed:2"].lost < ONE.save_every
 
 
-LONG = {Job(): 62, Job(accumulate=4): 58}
+LONG = {Job(): 66, Job(accumulate=4): 62}
 """Kills by job; both campaigns run at the same time, and share the moments between them."""
-OTHERS = {Job(loader="grain"): 12, Job(loader="workers"): 8, Job(devices=8, pause_s=0): 12}
+OTHERS = {Job(loader="grain"): 8, Job(loader="workers"): 8, Job(devices=8, pause_s=0): 8}
 """Kills by job: loaders that read ahead by themselves, and a mesh of eight devices."""
 
 
