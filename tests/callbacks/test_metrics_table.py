@@ -88,6 +88,12 @@ def test_a_table_is_plain_text_of_a_line_per_metric() -> None:
     assert "\x1b" not in text
 
 
+def test_in_a_notebook_it_is_the_same_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = render({"train": {"loss": 0.5}}, ["loss"])
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    assert render({"train": {"loss": 0.5}}, ["loss"]) == text
+
+
 def test_many_sets_do_not_make_it_wider_than_a_console() -> None:
     columns = {f"a_long_name_of_set_{number}": {"loss": 0.5} for number in range(12)}
     assert max(map(len, render(columns, ["loss"]).splitlines())) <= Console(width=120).width

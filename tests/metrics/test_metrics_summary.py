@@ -98,3 +98,9 @@ def test_large_numbers_stay_on_one_line_beside_a_long_path() -> None:
     path = "transformer/encoder/block_12/self_attention/query_key_value/kernel"
     shapes = {path: jax.ShapeDtypeStruct((128256, 3, 64, 128), "float32")}
     assert parameter_table(shapes).count("12,608,077,824") == 4
+
+
+def test_in_a_notebook_it_is_the_same_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = parameter_table(PARAMS)
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    assert parameter_table(PARAMS) == text

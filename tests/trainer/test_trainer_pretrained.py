@@ -169,6 +169,16 @@ def test_reshaped_arrays_hold_the_same_numbers(run: SimpleNamespace, tmp_path: P
     np.testing.assert_array_equal(np.asarray(trainer.state.params["flat"]), expected)
 
 
+def test_in_a_notebook_the_table_is_not_shown_besides(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = {"params/kernel": jax.ShapeDtypeStruct((2,), "float32")}
+    report = compare({}, model, xt.PretrainedMap(skip=["params/kernel"]))
+    shown: list[Any] = []
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setattr("rich.jupyter.display", lambda *parts: shown.append(parts))
+    assert "params/kernel" in report.table()
+    assert shown == []
+
+
 def test_two_paths_that_become_one_are_refused() -> None:
     param_map = xt.PretrainedMap(rename=[("/[ab]$", "/c")])
     leaves = {"params/a": saved(1), "params/b": saved(1)}

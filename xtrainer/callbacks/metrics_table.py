@@ -106,7 +106,8 @@ def render(
         ]  # fmt: skip
         table.add_row(metric, *values)
     stream = io.StringIO()
-    Console(file=stream, width=_WIDTH, color_system=None, markup=False).print(table)
+    plain: dict[str, Any] = {"color_system": None, "markup": False, "force_jupyter": False}
+    Console(file=stream, width=_WIDTH, **plain).print(table)
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()).strip("\n")
 
 

@@ -66,7 +66,8 @@ def parameter_table(
         cells = (shape, str(leaf.dtype), spec_text(leaf), *numbers, decays[path], stills[path])
         table.add_row(path, *cells, *([labels[path]] if labels else []))
     stream = io.StringIO()
-    Console(file=stream, width=120, color_system=None).print(table)
+    # In a notebook rich would show the table itself, and write nothing to the stream.
+    Console(file=stream, width=120, color_system=None, force_jupyter=False).print(table)
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()).strip("\n")
 
 

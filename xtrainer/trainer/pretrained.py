@@ -108,7 +108,7 @@ class PretrainedReport:
             source = "" if row.source == row.path else row.source
             result = f"{row.result}, {row.note}" if row.note else row.result
             table.add_row(row.path, source, row.saved, row.wanted, result)
-        console = Console(width=_WIDTH, color_system=None)
+        console = Console(width=_WIDTH, color_system=None, force_jupyter=False)
         with console.capture() as capture:
             console.print(table)
         return capture.get().rstrip()
