@@ -99,6 +99,7 @@ def test_config_and_texts_are_text_summaries(logger, tmp_path):
         value.tag: (event.step, value.tensor.string_val[0].decode())
         for event in read_events(tmp_path / "tensorboard")
         for value in event.summary.value
+        if value.HasField("tensor")
     }
     assert texts["config/text_summary"] == (0, '    {\n      "seed": 3\n    }')
     assert texts["parameters/text_summary"] == (5, "a | 3")
