@@ -67,6 +67,7 @@ class TensorBoardLogger(LoggerTool):
         self._newest = 0
         self._began_at = 0
         self._is_session = False
+        self._said: dict[str, str] = {}
         self._unflushed: list[Any] = []  # events
 
     def open(self) -> None:
@@ -89,13 +90,20 @@ class TensorBoardLogger(LoggerTool):
 
     def log_config(self, config: Mapping[str, JSON]) -> None:
         """Keeps the config as a text, as indented JSON, and its values as settings."""
-        self.log_text("config", _literally(json.dumps(config, indent=2)), self._began_at)
+        self._log_once("config", json.dumps(config, indent=2))
         self._write(_session_start(flat_settings(config)), 0)
         self._is_session = True
 
     def log_model(self, table: str) -> None:
         """Adds the table of parameters as the text ``parameters``."""
-        self.log_text("parameters", _literally(table), self._began_at)
+        self._log_once("parameters", table)
+
+    def _log_once(self, key: str, text: str) -> None:
+        """Adds a text where a run begins, unless training that goes on says the same again."""
+        if self._said.get(key) != text:
+            lines = (f"    {line}" for line in text.splitlines())  # literally, in Markdown
+            self.log_text(key, "\n".join(lines), self._began_at)
+            self._said[key] = text
 
     def log_metrics(self, metrics: HostMetrics, step: int, mode: str, epoch: int) -> None:
         """Adds one scalar a metric, and the epoch."""
@@ -183,6 +191,7 @@ class TensorBoardLogger(LoggerTool):
         earlier = len(list(self.folder.glob("events*"))) > own
         if earlier or self._newest > step:
             self._purge_step, self._newest, self._began_at = step + 1, 0, step + 1
+            self._said.clear()
             if own:
                 self._purge(step + 1)
 
@@ -267,11 +276,6 @@ def _session(name: str, content: Any) -> Any:
     data = HParamsPluginData(version=0, **{name: content}).SerializeToString()
     plugin = metadata(plugin_data=metadata.PluginData(plugin_name="hparams", content=data))
     return summary(value=[summary.Value(tag=f"_hparams_/{name}", metadata=plugin)])
-
-
-def _literally(text: str) -> str:
-    """Returns Markdown that shows a text as it is."""
-    return "\n".join(f"    {line}" for line in text.splitlines())
 
 
 def _tag(name: str) -> str:
