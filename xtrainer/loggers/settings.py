@@ -15,11 +15,13 @@ LEFT_OUT = "trainer.logger"
 def flat_settings(config: Mapping[str, JSON]) -> dict[str, Setting]:
     """Returns the leaves of a config by their dotted path; those that are None are left out.
 
-    A list of numbers or texts is one text; the classes of configs have the name of their section.
+    A list of numbers or texts is one text; configs in a list have the name of their class.
 
     Example:
         >>> flat_settings({"optimizer": {"class_name": "AdamConfig", "lr": 0.1, "betas": [1, 2]}})
-        {'optimizer': 'AdamConfig', 'optimizer.lr': 0.1, 'optimizer.betas': '[1, 2]'}
+        {'optimizer.lr': 0.1, 'optimizer.betas': '[1, 2]'}
+        >>> flat_settings({"callbacks": [{"class_name": "EMAConfig", "every": 2}]})
+        {'callbacks.0': 'EMAConfig', 'callbacks.0.every': 2}
     """
     found: dict[str, Setting] = {}
     _add(found, "", config)
@@ -31,13 +33,15 @@ def _add(found: dict[str, Setting], path: str, value: JSON) -> None:
         return
     if isinstance(value, Mapping):
         for name, item in value.items():
-            inner = path if name == CLASS_KEY else f"{path}.{name}" if path else str(name)
-            _add(found, inner, item)
+            if name != CLASS_KEY:
+                _add(found, f"{path}.{name}" if path else str(name), item)
     elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
         for number, item in enumerate(value):
+            if isinstance(item, Mapping):
+                _add(found, f"{path}.{number}", item.get(CLASS_KEY))
             _add(found, f"{path}.{number}", item)
     elif isinstance(value, list):
         if value:
             found[path] = json.dumps(value)
     else:
-        found[path or CLASS_KEY] = value
+        found[path] = value
