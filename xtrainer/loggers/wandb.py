@@ -1,6 +1,7 @@
 """What Weights & Biases is told; the package is imported here and nowhere else."""
 
 import logging
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -136,14 +137,18 @@ class WandBLogger(LoggerTool):
         self._run_id, self._began_at = saved_run_id(state) or self._run_id, step
 
     def finalize(self, status: str) -> None:
-        """Closes the run; its exit code is 1 for ``"failed"``. Says how to send one kept here."""
+        """Closes the run; its exit code is 1 for ``"failed"``.
+
+        Of a run that was kept here it says how to send it: all parts of a run that was resumed.
+        """
         run, self._run = self._run, None
         if run is None or not self._began_run:
             return
-        kept = run.settings.sync_dir if getattr(run, "offline", False) else None
+        kept = run.settings.sync_dir if run.offline else None
         run.finish(exit_code=int(status == "failed"))
         if kept is not None:
-            _LOG.info("W&B has kept this run here. Send it with: wandb sync %s", kept)
+            parts = f"{shlex.quote(str(Path(kept).parent))}/offline-run-*-{self._run_id}"
+            _LOG.info("W&B has kept this run here. Send it with: wandb sync %s", parts)
 
     def _open(self) -> Any:
         if self._run is not None:
