@@ -151,6 +151,15 @@ class Tagger(xt.TrainerModule):
         return {"value": loss, "count": batch.mask.astype(jnp.float32)}, ({}, {})
 
 
+def test_its_time_is_that_of_a_validation(stage: probes.Repeatable) -> None:
+    trainer = stage.begin(CONFIG)
+    before = trainer.ledger.snapshot()
+    trainer.callbacks[0].count([probes.one(100)])
+    spent = {name: s - before[name] for name, s in trainer.ledger.snapshot().items()}
+    assert spent["validation"] > 0 and spent["compile"] > 0
+    assert spent["callbacks"] == 0
+
+
 def test_another_way_to_classify_is_an_override(stage: probes.Repeatable) -> None:
     class ByRule(ConfusionMatrix):
         def classify(self, params: Any, apply_fn: Any, batch: Any, rng: Any) -> Any:

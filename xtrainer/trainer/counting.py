@@ -28,6 +28,7 @@ def count(
         )
     source = trainer.sources.of(loader, title)
     executor, prepare = known[key]
-    window = evaluate_loader(trainer, source, executor, prepare, title)
+    with trainer.ledger.spent("validation"):
+        window = evaluate_loader(trainer, source, executor, prepare, title)
     found = finish(HostWindow.fetch(window), missing="nan")
     return np.array(cast(list[float], list(found.values()))).astype(np.int64)
