@@ -25,6 +25,9 @@ LossFunction: TypeAlias = Callable[..., LossOutput]
 PredictFunction: TypeAlias = Callable[..., PyTree]
 """``(params, apply_fn, batch, rng)`` to a pytree of arrays whose first axis is the batch."""
 
+CountFunction: TypeAlias = Callable[..., Any]
+"""``(params, apply_fn, batch, row_mask, rng)`` to integers ``(counts,)`` of rows not left out."""
+
 Schedule: TypeAlias = Callable[[Any], Any]
 """Optimizer step (int, from 0) to learning rate."""
 

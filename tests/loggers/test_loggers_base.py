@@ -35,6 +35,21 @@ class Recorder(LoggerTool):
     def log_text(self, key, text, step):
         self._note("text", key, text, step)
 
+    def log_model(self, table):
+        self._note("model", table)
+
+    def log_image(self, key, image, step):
+        self._note("image", key, image.tolist(), step)
+
+    def log_histogram(self, key, counts, edges, step):
+        self._note("histogram", key, counts.tolist(), edges.tolist(), step)
+
+    def log_table(self, key, columns, rows, step):
+        self._note("table", key, columns, rows, step)
+
+    def log_best(self, metrics, step):
+        self._note("best", metrics, step)
+
     def flush(self):
         self._note("flush")
 
@@ -48,6 +63,11 @@ def test_every_tool_is_told_everything_in_order():
     logger.log_config({"seed": 0})
     logger.log_metrics({"loss": 1}, 5, "train", 1)
     logger.log_text("table", "a b", 5)
+    logger.log_model("parameters")
+    logger.log_image("image", [[0.0, 1.0]], 5)
+    logger.log_histogram("h", [1, 2], [0, 1, 2], 5)
+    logger.log_table("t", ("a", "b"), [("x", np.int64(1))], 5)
+    logger.log_best({"loss": np.float32(0.5)}, 5)
     logger.flush()
     logger.finalize("completed")
     for tool in tools:
@@ -56,6 +76,11 @@ def test_every_tool_is_told_everything_in_order():
             ("config", {"seed": 0}),
             ("metrics", {"loss": 1.0}, 5, "train", 1),
             ("text", "table", "a b", 5),
+            ("model", "parameters"),
+            ("image", "image", [[[0], [255]]], 5),
+            ("histogram", "h", [1.0, 2.0], [0.0, 1.0, 2.0], 5),
+            ("table", "t", ["a", "b"], [["x", 1]], 5),
+            ("best", {"loss": 0.5}, 5),
             ("flush",),
             ("finalize", "completed"),
         ]
@@ -116,6 +141,34 @@ def test_a_bad_value_reaches_no_tool():
     with pytest.raises(MetricError, match="'shape'"):
         MultiLogger([tool]).log_metrics({"loss": 1.0, "shape": [1, 2]}, 1, "train", 1)
     assert tool.calls == []
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda logger: logger.log_image("x", np.zeros(3), 1), "The image 'x' has the shape"),
+        (lambda logger: logger.log_histogram("x", [1], [0], 1), "The histogram 'x' has counts"),
+        (lambda logger: logger.log_table("x", ["a"], [[1, 2]], 1), "The table 'x' has 1 columns"),
+        (lambda logger: logger.log_best({"x": "good"}, 1), "The metric 'x' is 'good'"),
+    ],
+)
+def test_what_is_no_image_histogram_or_table_reaches_no_tool(call, message):
+    tool = Recorder()
+    with pytest.raises(MetricError, match=message):
+        call(MultiLogger([tool]))
+    assert tool.calls == []
+
+
+def test_an_image_that_is_changed_afterwards_is_logged_as_it_was():
+    seen, pixels = [], np.zeros((1, 1, 3), np.uint8)
+
+    class Seeing(LoggerTool):
+        def log_image(self, key, image, step):
+            seen.append(image)
+
+    MultiLogger([Seeing()]).log_image("x", pixels, 1)
+    pixels[:] = 9
+    assert (seen[0] == 0).all()
 
 
 def test_the_null_logger_takes_everything():

@@ -33,6 +33,21 @@ class Notes(LoggerTool):
     def log_text(self, key: str, text: str, step: int) -> None:
         self.told.append(key)
 
+    def log_model(self, table: str) -> None:
+        self.told.append(table)
+
+    def log_image(self, key: str, image: Any, step: int) -> None:
+        self.told.append(key)
+
+    def log_histogram(self, key: str, counts: Any, edges: Any, step: int) -> None:
+        self.told.append(key)
+
+    def log_table(self, key: str, columns: Any, rows: Any, step: int) -> None:
+        self.told.append(key)
+
+    def log_best(self, metrics: Any, step: int) -> None:
+        self.told.append("best")
+
     def flush(self) -> None:
         self.told.append("flush")
 
@@ -82,6 +97,11 @@ def test_an_interval_of_zero_keeps_nothing() -> None:
         (lambda logger: log(logger, 2, mode="val"), ("val", 2)),
         (lambda logger: logger.log_text("table", "", 2), "table"),
         (lambda logger: logger.log_config({}), "config"),
+        (lambda logger: logger.log_model("parameters"), "parameters"),
+        (lambda logger: logger.log_image("image", None, 2), "image"),
+        (lambda logger: logger.log_histogram("histogram", None, None, 2), "histogram"),
+        (lambda logger: logger.log_table("table", [], [], 2), "table"),
+        (lambda logger: logger.log_best({}, 2), "best"),
         (lambda logger: logger.flush(), "flush"),
         (lambda logger: logger.finalize("stopped"), "stopped"),
     ],

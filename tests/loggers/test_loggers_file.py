@@ -232,6 +232,25 @@ def test_metrics_called_step_and_epoch_have_columns_of_their_own(logger, tmp_pat
     }
 
 
+def test_tables_are_files_by_name_and_step(logger, tmp_path):
+    for step, value in ((2, 1), (4, 2), (4, 3)):  # the newest of a step is kept
+        logger.log_table("confusion/val", ["a", "b, c"], [["x", value]], step)
+    files = {path.name: path.read_text() for path in (tmp_path / "tables/confusion_val").iterdir()}
+    assert files == {
+        "00000002.csv": 'a,"b, c"\nx,1\n',
+        "00000004.csv": 'a,"b, c"\nx,3\n',
+    }
+
+
+def test_tables_of_steps_that_are_taken_again_are_removed(logger, tmp_path):
+    for step in (2, 4, 100_000_000):
+        logger.log_table("t", ["a"], [[step]], step)
+    other = tmp_path / "tables/t/notes.csv"
+    other.write_text("of somebody else")
+    FileLogger(tmp_path).load_state_dict({"rows": 0}, 2)
+    assert sorted(path.name for path in other.parent.iterdir()) == ["00000002.csv", "notes.csv"]
+
+
 def test_without_csv_only_the_rows_are_written(tmp_path):
     tool = FileLoggerConfig(csv=False).create(tmp_path)
     tool.log_metrics({"loss": 1.0}, 1, "train", 1)

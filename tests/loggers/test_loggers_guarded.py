@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from xtrainer.errors import MetricError
@@ -54,6 +55,21 @@ class Flaky(LoggerTool):
     def log_text(self, key: str, text: str, step: int) -> None:
         self._do("log_text", key)
 
+    def log_model(self, table: str) -> None:
+        self._do("log_model", table)
+
+    def log_image(self, key: str, image: Any, step: int) -> None:
+        self._do("log_image", (key, step))
+
+    def log_histogram(self, key: str, counts: Any, edges: Any, step: int) -> None:
+        self._do("log_histogram", (key, counts, edges, step))
+
+    def log_table(self, key: str, columns: Any, rows: Any, step: int) -> None:
+        self._do("log_table", (key, columns, rows, step))
+
+    def log_best(self, metrics: Any, step: int) -> None:
+        self._do("log_best", (metrics, step))
+
     def flush(self) -> None:
         self._do("flush", "flush")
 
@@ -98,6 +114,42 @@ def test_what_comes_while_a_tool_fails_is_given_to_it_later_in_order(clock: Cloc
     log(guarded, 4)
     assert tool.told == ["open", 1, 2, "note", 3, 4]
     assert guarded.lost == 0
+
+
+def test_images_histograms_tables_and_best_values_are_given_later_too(clock: Clock) -> None:
+    tool = Flaky()
+    guarded = opened(tool, clock)
+    tool.broken = True
+    guarded.log_model("parameters")
+    guarded.log_image("image", np.zeros((1, 1, 1), np.uint8), 2)
+    guarded.log_histogram("h", "counts", "edges", 2)  # type: ignore[arg-type]
+    guarded.log_table("t", ["a"], [[1]], 2)
+    guarded.log_best({"loss": 1.0}, 2)
+    assert guarded.state_dict() == {} and tool.told == ["open"]
+    tool.broken = False
+    clock.now += 1.0
+    log(guarded, 3)
+    assert tool.told[1:] == [
+        "parameters", ("image", 2), ("h", "counts", "edges", 2), ("t", ["a"], [[1]], 2),
+        ({"loss": 1.0}, 2), 3,
+    ]  # fmt: skip
+    assert guarded.lost == 0
+
+
+def test_few_images_are_kept_and_the_others_counted(clock: Clock) -> None:
+    tool = Flaky()
+    guarded = opened(tool, clock)
+    tool.broken = True
+    for step in range(1, 31):
+        guarded.log_image("image", np.zeros((1, 1, 1), np.uint8), step)
+        log(guarded, step)
+    assert guarded.lost == 10
+    tool.broken = False
+    clock.now += 1.0
+    guarded.flush()
+    images = [told[1] for told in tool.told if isinstance(told, tuple)]
+    assert images == list(range(11, 31))
+    assert [told for told in tool.told if isinstance(told, int)] == list(range(1, 31))
 
 
 def test_the_pauses_double_up_to_a_minute(clock: Clock) -> None:
@@ -220,7 +272,10 @@ def test_a_bad_row_that_was_kept_is_dropped_and_told(
     assert tool.told == ["open", 3]
 
 
-@pytest.mark.parametrize("method", ["flush", "state_dict", "finalize", "log_config", "log_text"])
+@pytest.mark.parametrize("method", [
+    "flush", "state_dict", "finalize", "log_config", "log_text", "log_model", "log_image",
+    "log_histogram", "log_table", "log_best",
+])  # fmt: skip
 def test_no_method_ever_raises_once_the_tool_is_open(clock: Clock, method: str) -> None:
     tool = Flaky(method)
     guarded = opened(tool, clock)
@@ -229,6 +284,11 @@ def test_no_method_ever_raises_once_the_tool_is_open(clock: Clock, method: str) 
         guarded.log_config({})
         log(guarded, 1)
         guarded.log_text("key", "", 1)
+        guarded.log_model("")
+        guarded.log_image("key", np.zeros((1, 1, 1), np.uint8), 1)
+        guarded.log_histogram("key", np.ones(1), np.ones(2), 1)
+        guarded.log_table("key", [], [], 1)
+        guarded.log_best({}, 1)
         guarded.flush()
         assert guarded.state_dict().keys() <= {"rows", "late_rows"}
         clock.now += 60.0

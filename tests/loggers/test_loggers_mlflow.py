@@ -1,15 +1,24 @@
-"""A real MLflow store in a folder: what is in it after a run, and after one that went on?"""
+"""Real MLflow stores, in a folder and on a server: what is in them after a run that went on?"""
 
 import importlib
 import math
+import os
+import re
+import signal
+import subprocess
 import sys
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import probes
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 import xtrainer as xt
 from xtrainer.errors import ConfigError, MissingDependencyError
@@ -158,3 +167,105 @@ def test_names_that_mlflow_cannot_tell_apart_are_two_metrics(
         key: value for key, value in only_run(store).data.metrics.items() if "epoch" not in key
     }
     assert sorted(found.values()) == [1.0, 2.0]
+
+
+# All that can be sent, to a folder and to a server.
+
+
+def send(logger: Any, steps: tuple[int, ...], status: str, lr: float = 0.5) -> None:
+    """Sends something of everything."""
+    logger.log_config({"seed": 7, "optimizer": {"lr": lr, "betas": [1, 2]}, "note": "x" * 9000})
+    logger.log_model("a table of parameters")
+    for step in steps:
+        logger.log_metrics({"loss": 1.0 / step}, step, "train", 1)
+        logger.log_image("samples/a", np.full((2, 3, 3), step, np.uint8), step)
+        logger.log_histogram("w", np.ones(1), np.arange(2.0), step)
+        logger.log_table("confusion", ["a", "b"], [["x", step]], step)
+    logger.log_best({"loss": 1.0 / steps[-1]}, steps[-1])
+    logger.finalize(status)
+
+
+def check_one_run_of_two_processes(store: str) -> None:
+    """Fails unless a run that failed and went on is one run, with each value once."""
+    first, begun_ms = make(store), time.time() * 1000
+    send(first, (1, 2, 3), "failed")
+    assert only_run(store).info.status == "FAILED"
+    again = make(store)
+    again.load_state_dict(first.state_dict(), 2)
+    send(again, (3, 4), "completed", lr=0.25)
+    run, client = only_run(store), client_of(store)
+    assert (run.info.status, run.info.run_name) == ("FINISHED", "run_a")
+    points = client.get_metric_history(run.info.run_id, "train/loss")
+    assert [(m.step, m.value) for m in points] == [(s, 1.0 / s) for s in (1, 2, 3, 4)]
+    assert all(begun_ms - 1 <= m.timestamp <= time.time() * 1000 + 1 for m in points)
+    assert history(store, "best/loss") == [(3, 1.0 / 3), (4, 0.25)]
+    params = run.data.params
+    assert params.pop("note") == "x" * 500
+    assert params == {"seed": "7", "optimizer.lr": "0.5", "optimizer.betas": "[1, 2]"}
+    with_files = {
+        path: sorted(entry.path for entry in client.list_artifacts(run.info.run_id, path))
+        for path in ("", "images/samples_a", "tables/confusion")
+    }
+    steps = [f"{step:08d}" for step in (1, 2, 3, 4)]
+    assert {"config.json", "parameters.txt"} <= set(with_files[""])
+    assert with_files["images/samples_a"] == [f"images/samples_a/{s}.png" for s in steps]
+    assert with_files["tables/confusion"] == [f"tables/confusion/{s}.csv" for s in steps]
+    read = lambda path: client.download_artifacts(run.info.run_id, path)  # noqa: E731
+    pixels = np.asarray(Image.open(read(f"images/samples_a/{steps[3]}.png")))
+    assert pixels.shape == (2, 3, 3) and (pixels == 4).all()
+    assert Path(read(f"tables/confusion/{steps[0]}.csv")).read_text() == "a,b\nx,1\n"
+    assert '"lr": 0.25' in Path(read("config.json")).read_text()  # the newest; parameters stay
+
+
+def test_a_folder_has_one_run_of_two_processes(store: str) -> None:
+    check_one_run_of_two_processes(store)
+
+
+def test_more_settings_than_one_call_takes_are_all_sent(store: str) -> None:
+    logger = make(store)
+    logger.log_config({"many": {f"value {i}": i for i in range(250)}})
+    assert len(only_run(store).data.params) == 250
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a tracking server on this machine."""
+    folder, wait_s = tmp_path_factory.mktemp("server"), 300.0
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", "0"]
+    command += ["--backend-store-uri", f"sqlite:///{folder}/db.sqlite", "--workers", "1"]
+    command += ["--artifacts-destination", str(folder / "artifacts")]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder,
+        env=os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"}, start_new_session=True,
+    )  # fmt: skip
+    stop = lambda: os.killpg(process.pid, signal.SIGKILL)  # noqa: E731
+    timer = threading.Timer(wait_s, stop)
+    timer.start()
+    said = ""
+    try:
+        while not (found := re.search(r"running on (http://127\.0\.0\.1:\d+)", said)):
+            line = process.stdout.readline()  # type: ignore[union-attr]
+            assert line, said
+            said += line
+        timer.cancel()
+        threading.Thread(target=process.stdout.read, daemon=True).start()  # type: ignore[union-attr]
+        yield found.group(1)
+    finally:
+        timer.cancel()
+        stop()
+        process.wait()
+
+
+@pytest.mark.slow
+def test_a_server_has_one_run_of_two_processes(server: str) -> None:
+    check_one_run_of_two_processes(server)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("status", "said"), [("stopped", "KILLED"), ("failed", "FAILED")])
+def test_a_server_is_told_how_a_run_ended(server: str, status: str, said: str) -> None:
+    logger = make(server, experiment=status)
+    logger.open()
+    assert only_run(server, status).info.status == "RUNNING"
+    logger.finalize(status)
+    assert only_run(server, status).info.status == said

@@ -3,14 +3,17 @@
 import functools
 import http.server
 import logging
+import sys
 import threading
 import time
+import types
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import probes
 import pytest
 import zoo
@@ -50,6 +53,21 @@ class Held(LoggerTool):
 
     def log_text(self, key: str, text: str, step: int) -> None:
         self.told.append(key)
+
+    def log_model(self, table: str) -> None:
+        self.told.append(table)
+
+    def log_image(self, key: str, image: Any, step: int) -> None:
+        self.told.append((key, step))
+
+    def log_histogram(self, key: str, counts: Any, edges: Any, step: int) -> None:
+        self.told.append((key, counts, edges, step))
+
+    def log_table(self, key: str, columns: Any, rows: Any, step: int) -> None:
+        self.told.append((key, columns, rows, step))
+
+    def log_best(self, metrics: Any, step: int) -> None:
+        self.told.append((metrics, step))
 
     def flush(self) -> None:
         self.told.append("flush")
@@ -97,6 +115,40 @@ def test_everything_comes_in_order_and_in_one_thread_that_ends(tool: Held) -> No
     assert (queued.kind, queued.state_dict()) == ("Held", {"run_id": "a"})
     queued.finalize("completed")  # no second time
     assert tool.told[-2:] == ["back to 2", "completed"]
+
+
+def test_images_histograms_tables_and_best_values_come_in_order_too(tool: Held) -> None:
+    queued = QueuedTool(tool)
+    queued.open()
+    log(queued, 1)
+    queued.log_model("parameters")
+    queued.log_image("image", np.zeros((1, 1, 1), np.uint8), 2)
+    queued.log_histogram("h", "counts", "edges", 2)  # type: ignore[arg-type]
+    queued.log_table("t", ["a"], [[1]], 2)
+    queued.log_best({"loss": 1.0}, 2)
+    assert tool.told == ["open"]  # nobody has waited
+    tool.gate.set()
+    queued.finalize("completed")
+    assert tool.told[1:] == [
+        1, "parameters", ("image", 2), ("h", "counts", "edges", 2), ("t", ["a"], [[1]], 2),
+        ({"loss": 1.0}, 2), "completed",
+    ]  # fmt: skip
+
+
+def test_few_images_wait_and_rows_stay(tool: Held, caplog: pytest.LogCaptureFixture) -> None:
+    queued = QueuedTool(tool)
+    queued.open()
+    log(queued, 0)
+    assert tool.begun.wait(WAIT_S)
+    for step in range(1, 31):
+        log(queued, step)
+        queued.log_image("image", np.zeros((1, 1, 1), np.uint8), step)
+    assert queued.dropped == 10 and "oldest rows are dropped" in caplog.text
+    tool.gate.set()
+    queued.finalize("completed")
+    images = [told[1] for told in tool.told if isinstance(told, tuple)]
+    assert images == list(range(11, 31))
+    assert [told for told in tool.told if isinstance(told, int)] == list(range(31))
 
 
 def test_it_can_be_opened_again(tool: Held) -> None:
@@ -176,7 +228,12 @@ def test_what_cannot_be_opened_is_told_by_open() -> None:
     assert threads() == []
 
 
-def test_tools_that_talk_to_a_server_are_queued(tmp_path: Path) -> None:
+def test_tools_that_talk_to_a_server_are_queued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("wandb", "mlflow.tracking"):  # to import these takes seconds, and starts threads
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, "mlflow", types.ModuleType("mlflow"))
     tools = [WandBLoggerConfig(), MLflowLoggerConfig(), xt.FileLoggerConfig()]
     config = xt.LoggerConfig(log_path=str(tmp_path), log_tools=tools)
     made = building.build_loggers(config, is_main=True, process_index=0).tools  # type: ignore[attr-defined]

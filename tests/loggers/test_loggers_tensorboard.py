@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
@@ -99,9 +100,64 @@ def test_config_and_texts_are_text_summaries(logger, tmp_path):
         value.tag: (event.step, value.tensor.string_val[0].decode())
         for event in read_events(tmp_path / "tensorboard")
         for value in event.summary.value
+        if value.HasField("tensor")
     }
     assert texts["config/text_summary"] == (0, '    {\n      "seed": 3\n    }')
     assert texts["parameters/text_summary"] == (5, "a | 3")
+
+
+def plugin_tags(folder):
+    return [
+        value.tag
+        for event in read_events(folder)
+        for value in event.summary.value
+        if value.metadata.plugin_data.plugin_name == "hparams"
+    ]
+
+
+def test_a_config_and_parameters_that_stay_the_same_are_texts_once(logger, tmp_path):
+    for seed in (3, 3, 4):
+        logger.log_config({"seed": seed})
+        logger.log_model("a table")
+    logger.finalize("completed")
+    tags = [v.tag for e in read_events(tmp_path / "tensorboard") for v in e.summary.value]
+    assert tags.count("config/text_summary") == 2
+    assert tags.count("parameters/text_summary") == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "ends"), [("completed", 1), ("finished", 0), ("stopped", 0), ("failed", 0)]
+)
+def test_only_a_run_that_is_completed_has_an_end(logger, tmp_path, status, ends):
+    logger.log_config({"seed": 3})
+    logger.finalize(status)
+    logger.log_metrics({"loss": 1.0}, 1, "test", 1)  # opened again, for an evaluation
+    logger.finalize(status)
+    tags = plugin_tags(tmp_path / "tensorboard")
+    assert tags.count("_hparams_/session_start_info") == 1
+    assert tags.count("_hparams_/session_end_info") == ends
+
+
+def test_a_mere_evaluation_is_no_run(logger, tmp_path):
+    logger.log_metrics({"loss": 1.0}, 1, "test", 1)
+    logger.finalize("completed")
+    assert plugin_tags(tmp_path / "tensorboard") == []
+
+
+def test_an_image_a_histogram_and_a_table_of_any_name_are_kept(logger, tmp_path):
+    name = "a b/\ud800"
+    logger.log_image(name, np.zeros((1, 2, 4), np.uint8), 1)
+    logger.log_histogram(name, np.array([1.0, 3.0]), np.array([0.0, 1.0, 3.0]), 1)
+    logger.log_table(name, ["a"], [["\ud800"]], 1)
+    logger.finalize("completed")
+    values = [v for e in read_events(tmp_path / "tensorboard") for v in e.summary.value]
+    assert {v.tag.removesuffix("/text_summary") for v in values} == {"a b/\\ud800"}
+    (histogram,) = [v.histo for v in values if v.HasField("histo")]
+    assert (histogram.num, histogram.sum, histogram.sum_squares) == (4.0, 6.5, 12.25)
+    assert (histogram.min, histogram.max) == (0.0, 3.0)
+    assert list(histogram.bucket) == [0.0, 1.0, 3.0]
+    (image,) = [v.image for v in values if v.HasField("image")]
+    assert (image.height, image.width, image.colorspace) == (1, 2, 4)
 
 
 def test_opened_again_within_a_second_it_loses_nothing(logger, tmp_path):

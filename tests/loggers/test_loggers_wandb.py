@@ -1,13 +1,17 @@
-"""The calls to W&B by a recording stand-in; one real run without a network."""
+"""The calls to W&B by a recording stand-in; real runs without a network, read back from disk."""
 
+import json
 import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import probes
 import pytest
+from PIL import Image
 
 import xtrainer as xt
 from xtrainer.config import check_configs
@@ -21,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 class FakeRun:
     def __init__(self):
         self.id, self.rows, self.exit_codes, self.settings = "abc", [], [], {}
+        self.offline = False
         self.config = SimpleNamespace(update=lambda config, **_: self.settings.update(config))
 
     def define_metric(self, name, step_metric):
@@ -165,3 +170,147 @@ logger.finalize("completed")
     content = run_file.read_bytes()
     assert content.count(b"train/loss_of_this_test") >= 2
     assert b"1234567" in content and b"written offline" in content
+
+
+# A real run without a network, and one that goes on with it in another process.
+
+PROGRAM = """
+import json, logging, sys
+from pathlib import Path
+import numpy as np
+from xtrainer.loggers import WandBLoggerConfig
+logging.basicConfig(level=logging.INFO, stream=sys.stdout)
+folder, state, steps, status = Path(sys.argv[1]), *map(json.loads, sys.argv[2:5])
+logger = WandBLoggerConfig(mode="offline", project="p", tags=["x"]).create(folder)
+if state:
+    logger.load_state_dict(state, steps[0] - 1)
+logger.log_config({"seed": 7, "optimizer": {"lr": 0.5}})
+logger.log_model("a table of parameters")
+for step in steps:
+    logger.log_metrics({"loss": 1 / step}, step, "train", 1)
+logger.log_image("samples", np.full((2, 3, 3), 9, np.uint8), steps[-1])
+logger.log_histogram("w", np.ones(1000), np.linspace(0.0, 1.0, 1001), steps[-1])
+logger.log_table("confusion", ["a", "b"], [["x", 1], [2, None]], steps[-1])
+logger.log_best({"loss": 1 / steps[-1]}, steps[-1])
+Path(sys.argv[5]).write_text(json.dumps(logger.state_dict()))
+logger.finalize(status)
+"""
+
+
+def run_offline(folder, state, steps, status):
+    """Runs that program; returns the state of its tool, and what it said."""
+    told = folder.parent / "state.json"
+    arguments = [str(folder), *map(json.dumps, (state, steps, status)), str(told)]
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *arguments],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "WANDB_SILENT": "true"},
+        cwd=folder.parent,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(told.read_text()), done.stdout
+
+
+def records(path):
+    """Returns the records of a W&B file: a log as LevelDB's, of messages that the package has.
+
+    W&B has no public reader of it; only ``wandb sync`` reads it.
+    """
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data, place, body, found = path.read_bytes(), 7, b"", []
+    assert data[:4] == b":W&B"
+    while place < len(data):
+        left = 32768 - place % 32768
+        if left < 7:  # no header fits into what is left of a block
+            place += left
+            continue
+        _, length, kind = struct.unpack("<IHB", data[place : place + 7])
+        body += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # a whole record, or the last part of one
+            found.append(Record.FromString(body))
+            body = b""
+    return found
+
+
+def rows_of(found):
+    items = [
+        record.history.item for record in found if record.WhichOneof("record_type") == "history"
+    ]
+    return [
+        {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in row}
+        for row in items
+    ]
+
+
+@pytest.fixture(scope="module")
+def offline(tmp_path_factory):
+    """The records of two processes of one run, in their order, and what they said."""
+    folder = tmp_path_factory.mktemp("wandb") / "run b"
+    state, first = run_offline(folder, {}, [1, 2, 3], "failed")
+    again, second = run_offline(folder, state, [3, 4], "completed")
+    assert again == state
+    paths = sorted(folder.glob("wandb/offline-run-*/run-*.wandb"))
+    return SimpleNamespace(
+        folder=folder, id=state["run_id"], said=(first, second), paths=paths,
+        parts=[records(path) for path in paths],
+    )  # fmt: skip
+
+
+def of_kind(found, kind):
+    return [getattr(record, kind) for record in found if record.WhichOneof("record_type") == kind]
+
+
+def test_offline_a_run_that_was_resumed_is_one_run(offline):
+    assert [path.name for path in offline.paths] == [f"run-{offline.id}.wandb"] * 2
+    for part in offline.parts:
+        (run,) = of_kind(part, "run")
+        assert (run.run_id, run.project, run.display_name) == (offline.id, "p", "run b")
+        assert list(run.tags) == ["x"]
+    assert [of_kind(part, "exit")[0].exit_code for part in offline.parts] == [1, 0]
+
+
+def test_offline_rows_have_the_values_and_steps(offline):
+    rows = [[row for row in rows_of(part) if "train/loss" in row] for part in offline.parts]
+    values = [[(row["step"], row["train/loss"], row["epoch"]) for row in part] for part in rows]
+    assert values == [[(1, 1.0, 1), (2, 0.5, 1), (3, 1 / 3, 1)], [(3, 1 / 3, 1), (4, 0.25, 1)]]
+    (metric,) = of_kind(offline.parts[0], "metric")
+    assert (metric.glob_name, metric.step_metric) == ("*", "step")
+
+
+def test_offline_the_config_the_summary_and_the_parameters_are_kept(offline):
+    for part, best in zip(offline.parts, (1 / 3, 0.25), strict=True):
+        config = {
+            u.key: json.loads(u.value_json) for c in of_kind(part, "config") for u in c.update
+        }
+        assert config == {"seed": 7, "optimizer": {"lr": 0.5}}
+        summary = {u.key: u.value_json for s in of_kind(part, "summary") for u in s.update}
+        assert json.loads(summary["best/loss"]) == best
+        texts = [row for row in rows_of(part) if "text/parameters" in row]
+        assert [row["text/parameters"] for row in texts] == ["a table of parameters"]
+
+
+def test_offline_images_histograms_and_tables_are_kept(offline):
+    rows = {key: value for row in rows_of(offline.parts[0]) for key, value in row.items()}
+    files = offline.paths[0].parent / "files"
+    image = np.asarray(Image.open(files / rows["image/samples/path"]))
+    assert image.shape == (2, 3, 3) and (image == 9).all()
+    bins, values = rows["histogram/w/bins"], rows["histogram/w/values"]
+    assert values == [2] * 500 and len(bins) == 501  # W&B takes 512 bins
+    assert (bins[0], bins[-1]) == (0.0, 1.0)
+    table = json.loads((files / rows["table/confusion/path"]).read_text())
+    assert (table["columns"], table["data"]) == (["a", "b"], [["x", 1], [2, None]])
+
+
+def test_offline_the_command_that_sends_all_parts_is_told(offline):
+    command = f"wandb sync '{offline.folder}/wandb'/offline-run-*-{offline.id}"
+    for said in offline.said:
+        assert said.count(command) == 1
+    shown = subprocess.run(
+        ["bash", "-c", command.replace("wandb sync", f"{sys.executable} -m wandb sync --dry-run")],
+        capture_output=True, text=True, timeout=200, cwd=offline.folder, env=os.environ,
+    )  # fmt: skip
+    assert "Would sync 2 run(s)" in shown.stdout + shown.stderr

@@ -188,3 +188,43 @@ def test_the_log_of_the_process_holds_it_once(stage: probes.Repeatable, tmp_path
     stage.begin(folder=tmp_path).train_model(probes.numbered(1), num_epochs=1)
     said = (tmp_path / "output_0.log").read_text()
     assert said.count("training_summary at step 1:") == 1 and "\nexamples" in said
+
+
+# The parameters and the best values.
+
+
+class Model(probes.Memory):
+    """Keeps tables of parameters and best values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.models: list[str] = []
+        self.best: list[tuple[int, Any]] = []
+
+    def log_model(self, table: str) -> None:
+        """Keeps it."""
+        self.models.append(table)
+
+    def log_best(self, metrics: Any, step: int) -> None:
+        """Keeps them."""
+        self.best.append((step, dict(metrics)))
+
+
+def test_loggers_are_given_the_parameters_and_the_best_value(
+    stage: probes.Repeatable, tmp_path: Path
+) -> None:
+    saving = xt.ModelCheckpointConfig(monitor="loss", log_path=str(tmp_path))
+    trainer = stage.begin(saving)
+    trainer.logger = Model()
+    results = trainer.train_model(probes.numbered(2), [probes.one(100)], num_epochs=2)
+    (table,) = trainer.logger.models
+    assert table == overview.tabulate(trainer) and "Dense_0/kernel" in table
+    losses = [metrics["loss"] for metrics in results.values()]
+    assert trainer.logger.best == [(4, {"loss": min(losses)})]
+
+
+def test_without_a_monitored_metric_there_is_no_best_value(stage: probes.Repeatable) -> None:
+    trainer = stage.begin()
+    trainer.logger = Model()
+    trainer.train_model(probes.numbered(1), num_epochs=1)
+    assert trainer.logger.best == [] and len(trainer.logger.models) == 1

@@ -7,9 +7,11 @@ Synopsis:
 from xtrainer.callbacks.base import Callback, CallbackConfig, build_callbacks
 from xtrainer.callbacks.batch_growth import BatchSizeGrowth, BatchSizeGrowthConfig
 from xtrainer.callbacks.checkpoint import ModelCheckpoint, ModelCheckpointConfig
+from xtrainer.callbacks.confusion import ConfusionMatrix, ConfusionMatrixConfig, draw_matrix
 from xtrainer.callbacks.early_stopping import EarlyStopping, EarlyStoppingConfig
 from xtrainer.callbacks.ema import EMA, EMAConfig
 from xtrainer.callbacks.extended_evaluation import ExtendedEvaluation, ExtendedEvaluationConfig
+from xtrainer.callbacks.histograms import HistogramConfig, Histograms
 from xtrainer.callbacks.lr_monitor import LearningRateMonitor, LearningRateMonitorConfig
 from xtrainer.callbacks.lr_plateau import ReduceLROnPlateau, ReduceLROnPlateauConfig
 from xtrainer.callbacks.metrics_table import MetricsTable, MetricsTableConfig
@@ -26,12 +28,16 @@ __all__ = [
     "Callback",
     "CallbackConfig",
     "CallbackTrainer",
+    "ConfusionMatrix",
+    "ConfusionMatrixConfig",
     "EMA",
     "EMAConfig",
     "EarlyStopping",
     "EarlyStoppingConfig",
     "ExtendedEvaluation",
     "ExtendedEvaluationConfig",
+    "HistogramConfig",
+    "Histograms",
     "JaxProfiler",
     "JaxProfilerConfig",
     "LearningRateMonitor",
@@ -51,4 +57,5 @@ __all__ = [
     "Throughput",
     "ThroughputConfig",
     "build_callbacks",
+    "draw_matrix",
 ]

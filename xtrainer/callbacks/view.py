@@ -4,13 +4,22 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from jax.sharding import Mesh
 
 from xtrainer.checkpoint import CheckpointItems
 from xtrainer.loggers import LoggerTool
 from xtrainer.metrics import History
 from xtrainer.state import Progress, TrainState
-from xtrainer.types import BatchLike, HostMetrics, Schedule
+from xtrainer.types import (
+    ApplyFn,
+    BatchLike,
+    CountFunction,
+    HostMetrics,
+    PRNGKey,
+    PyTree,
+    Schedule,
+)
 
 
 class Timeouts(Protocol):
@@ -66,6 +75,11 @@ class CallbackTrainer(Protocol):
     @property
     def validation_sets(self) -> tuple[str | None, ...]:
         """The names of the sets of a validation; None: one without a name."""
+        ...
+
+    @property
+    def validation_loaders(self) -> Mapping[str | None, Iterable[BatchLike]]:
+        """The loaders of the validation sets, by the same names."""
         ...
 
     def notify(self, hook: str, *args: Any) -> None:
@@ -137,4 +151,16 @@ class CallbackTrainer(Protocol):
         self, loss_function: Callable[..., Any], loader: Iterable[BatchLike], title: str
     ) -> HostMetrics:
         """Returns the metrics of a loss over one pass of a loader."""
+        ...
+
+    def count_with(
+        self, function: CountFunction, size: int, loader: Iterable[BatchLike], title: str
+    ) -> np.ndarray:
+        """Returns the sums of what a function counts in each batch of one pass of a loader."""
+        ...
+
+    def predict_function(
+        self, params: PyTree, apply_fn: ApplyFn, batch: BatchLike, rng: PRNGKey
+    ) -> PyTree:
+        """Returns what the model says of a batch."""
         ...

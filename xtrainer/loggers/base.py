@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+
 from xtrainer.config import Config
 from xtrainer.errors import ConfigError, MetricError
+from xtrainer.loggers.media import Cell, host_histogram, host_image, host_table
 from xtrainer.types import JSON, HostMetrics
 
 _RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
@@ -48,7 +51,50 @@ class LoggerTool:
         """
 
     def log_text(self, key: str, text: str, step: int) -> None:
-        """Keeps a text, such as the table of parameters."""
+        """Keeps a text, such as the summary at the end."""
+
+    def log_model(self, table: str) -> None:
+        """Keeps the table of the model's parameters; comes after the config."""
+
+    def log_image(self, key: str, image: np.ndarray, step: int) -> None:
+        """Keeps an image.
+
+        Args:
+            key: Its name; images of one name are a series over the steps.
+            image: uint8 ``(height, width, channels)`` with 1, 3 or 4 channels. Whoever calls
+                ``trainer.logger`` may also give ``(height, width)``, and floats from 0 to 1.
+            step: Training steps done.
+        """
+
+    def log_histogram(self, key: str, counts: np.ndarray, edges: np.ndarray, step: int) -> None:
+        """Keeps a histogram, as :func:`numpy.histogram` gives it.
+
+        Args:
+            key: Its name; histograms of one name are a series over the steps.
+            counts: ``(bins,)``.
+            edges: ``(bins + 1,)``, rising.
+            step: Training steps done.
+        """
+
+    def log_table(
+        self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], step: int
+    ) -> None:
+        """Keeps a small table of texts and numbers.
+
+        Args:
+            key: Its name; tables of one name are a series over the steps.
+            columns: Their names.
+            rows: A value for each column.
+            step: Training steps done.
+        """
+
+    def log_best(self, metrics: HostMetrics, step: int) -> None:
+        """Keeps the best value of each monitored metric, at the end of a run.
+
+        Args:
+            metrics: Floats by the name of the metric.
+            step: Training steps done.
+        """
 
     def flush(self) -> None:
         """Makes what was logged visible to other programs."""
@@ -153,6 +199,54 @@ class MultiLogger(LoggerTool):
         self.open()
         for tool in self.tools:
             tool.log_text(key, text, step)
+
+    def log_model(self, table: str) -> None:
+        """Gives the table of parameters to every tool."""
+        self.open()
+        for tool in self.tools:
+            tool.log_model(table)
+
+    def log_image(self, key: str, image: Any, step: int) -> None:
+        """Gives an image to every tool.
+
+        Raises:
+            MetricError: If it is none; then no tool has been given it.
+        """
+        pixels = host_image(key, image)
+        self.open()
+        for tool in self.tools:
+            tool.log_image(key, pixels, step)
+
+    def log_histogram(self, key: str, counts: Any, edges: Any, step: int) -> None:
+        """Gives a histogram to every tool.
+
+        Raises:
+            MetricError: If it is none; then no tool has been given it.
+        """
+        bins = host_histogram(key, counts, edges)
+        self.open()
+        for tool in self.tools:
+            tool.log_histogram(key, *bins, step)
+
+    def log_table(
+        self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int
+    ) -> None:
+        """Gives a table to every tool.
+
+        Raises:
+            MetricError: If it is none; then no tool has been given it.
+        """
+        table = host_table(key, columns, rows)
+        self.open()
+        for tool in self.tools:
+            tool.log_table(key, *table, step)
+
+    def log_best(self, metrics: HostMetrics, step: int) -> None:
+        """Gives the best values to every tool."""
+        row = host_floats(metrics)
+        self.open()
+        for tool in self.tools:
+            tool.log_best(row, step)
 
     def flush(self) -> None:
         """Flushes every tool that is open."""

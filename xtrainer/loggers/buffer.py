@@ -1,10 +1,13 @@
 """When is a tool told of a row? At once, or together with others where they come fast."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from xtrainer.loggers.base import LoggerTool
+from xtrainer.loggers.media import Cell
 from xtrainer.types import JSON, HostMetrics
 
 
@@ -55,6 +58,33 @@ class RowBuffer(LoggerTool):
         """Gives a text on."""
         self._give()
         self.tool.log_text(key, text, step)
+
+    def log_model(self, table: str) -> None:
+        """Gives the table of parameters on."""
+        self._give()
+        self.tool.log_model(table)
+
+    def log_image(self, key: str, image: np.ndarray, step: int) -> None:
+        """Gives an image on."""
+        self._give()
+        self.tool.log_image(key, image, step)
+
+    def log_histogram(self, key: str, counts: np.ndarray, edges: np.ndarray, step: int) -> None:
+        """Gives a histogram on."""
+        self._give()
+        self.tool.log_histogram(key, counts, edges, step)
+
+    def log_table(
+        self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], step: int
+    ) -> None:
+        """Gives a table on."""
+        self._give()
+        self.tool.log_table(key, columns, rows, step)
+
+    def log_best(self, metrics: HostMetrics, step: int) -> None:
+        """Gives the best values on."""
+        self._give()
+        self.tool.log_best(metrics, step)
 
     def flush(self) -> None:
         """Gives on what was kept, and flushes the tool."""

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,12 +17,15 @@ from xtrainer.json_text import parse_json
 from xtrainer.loggers.base import LoggerTool, LoggerToolConfig, NullLogger, finish_all, host_floats
 from xtrainer.loggers.guarded import LATE_ROWS
 from xtrainer.loggers.lines import LineFile
+from xtrainer.loggers.media import Cell, file_name, table_csv
 from xtrainer.types import JSON, HostMetrics
 
 METRICS_FILE = "metrics.jsonl"
 CONFIG_FILE = "config.json"
 SUPERSEDED_FILE = "metrics.superseded.jsonl"
 """Rows of a course of training that was left, for an earlier checkpoint."""
+TABLES_FOLDER = "tables"
+"""One folder in it for each name, one file in that for each step."""
 
 _SET_NAME = re.compile(r"(?!\.)[A-Za-z0-9_.-]{1,64}")
 _FIXED_COLUMNS = ("step", "epoch")
@@ -31,7 +34,10 @@ _ENCODER = json.JSONEncoder(allow_nan=False)
 
 @dataclass(frozen=True, kw_only=True)
 class FileLoggerConfig(LoggerToolConfig):
-    """Files in the run folder: ``metrics.jsonl``, ``metrics_<set>.csv`` and ``config.json``."""
+    """Files in the run folder: ``metrics.jsonl``, ``metrics_<set>.csv`` and ``config.json``.
+
+    Tables that are logged besides are ``tables/<name>/<step>.csv``.
+    """
 
     csv: bool = True
     """Whether to write the CSV files beside the JSON lines."""
@@ -94,6 +100,15 @@ class FileLogger(LoggerTool):
                 raise
         self._count += 1
 
+    def log_table(
+        self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], step: int
+    ) -> None:
+        """Writes ``tables/KEY/STEP.csv``, whole or not at all; one of that step is replaced."""
+        folder = self.folder / TABLES_FOLDER / file_name(key)
+        folder.mkdir(parents=True, exist_ok=True)
+        with _replacing(folder / f"{step:08d}.csv") as file:
+            file.write(table_csv(columns, rows))
+
     def flush(self) -> None:
         """Does nothing more: every row is flushed when it is written."""
 
@@ -106,9 +121,13 @@ class FileLogger(LoggerTool):
         """Moves rows that came after a checkpoint to ``metrics.superseded.jsonl``.
 
         Where the file is another one than the checkpoint knew, these are the rows of later steps.
-        The tables are written anew in any case: a kill may have come while they were.
+        The CSV files are written anew in any case: a kill may have come while they were. Tables of
+        later steps are removed: a run that comes there again writes them again.
         """
         self.finalize("stopped")
+        for table in (self.folder / TABLES_FOLDER).glob("*/*.csv"):
+            if table.stem.isdecimal() and int(table.stem) > step:
+                table.unlink()
         path = self.folder / METRICS_FILE
         if path.exists():
             _mend_rows(path)

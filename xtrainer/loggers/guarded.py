@@ -6,19 +6,21 @@ A full disk or a server that is away costs rows, and never the training.
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from xtrainer.errors import MetricError
 from xtrainer.loggers.base import LoggerTool
+from xtrainer.loggers.media import Cell
+from xtrainer.loggers.waiting import ROWS, number_to_drop
 from xtrainer.types import JSON, HostMetrics
 
 _LOG = logging.getLogger(__name__)
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 60.0
 _REPEAT_S = 60.0
-_MAX_KEPT = 1000
-_ROWS = ("log_metrics", "log_text")
 
 LATE_ROWS = "late_rows"
 """In the state of a tool: rows of before that it may still be given, after the state was taken."""
@@ -27,7 +29,8 @@ LATE_ROWS = "late_rows"
 class GuardedTool(LoggerTool):
     """Passes everything on to a tool, and takes its errors upon itself.
 
-    What comes after an error is kept, the newest 1000 rows of it, and given on in order when the
+    What comes after an error is kept, the newest 1000 rows of it and the newest 20
+    images, and given on in order when the
     tool is tried again: not before 1 s, then 2 s, and so on up to 60 s have passed, and never by
     waiting. A tool that has failed once more than ``retries`` times in a row is switched off. The
     first error is told with its traceback, later ones in a line a minute at most, and the number of
@@ -100,6 +103,28 @@ class GuardedTool(LoggerTool):
         """Gives a text on, or keeps it."""
         self._pass_on("log_text", key, text, step)
 
+    def log_model(self, table: str) -> None:
+        """Gives the table of parameters on, or keeps it."""
+        self._pass_on("log_model", table)
+
+    def log_image(self, key: str, image: np.ndarray, step: int) -> None:
+        """Gives an image on, or keeps it."""
+        self._pass_on("log_image", key, image, step)
+
+    def log_histogram(self, key: str, counts: np.ndarray, edges: np.ndarray, step: int) -> None:
+        """Gives a histogram on, or keeps it."""
+        self._pass_on("log_histogram", key, counts, edges, step)
+
+    def log_table(
+        self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], step: int
+    ) -> None:
+        """Gives a table on, or keeps it."""
+        self._pass_on("log_table", key, columns, rows, step)
+
+    def log_best(self, metrics: HostMetrics, step: int) -> None:
+        """Gives the best values on, or keeps them."""
+        self._pass_on("log_best", metrics, step)
+
     def flush(self) -> None:
         """Flushes the tool, unless it has failed and is not to be tried again yet."""
         if not self._is_off and self._give_kept():
@@ -116,7 +141,7 @@ class GuardedTool(LoggerTool):
             if not self._is_off and self._clock() >= self._next_try:
                 self._failed(error)
             return {}
-        late = sum(name in _ROWS for name, _ in self._kept)
+        late = sum(name in ROWS for name, _ in self._kept)
         return {**state, LATE_ROWS: late} if late else state
 
     def load_state_dict(self, state: Mapping[str, Any], step: int) -> None:
@@ -145,7 +170,7 @@ class GuardedTool(LoggerTool):
 
     def _pass_on(self, name: str, *args: Any) -> None:
         if self._is_off:
-            self.lost += name in _ROWS
+            self.lost += name in ROWS
             return
         if not self._kept and not self._failures:
             try:
@@ -163,13 +188,12 @@ class GuardedTool(LoggerTool):
 
     def _keep(self, name: str, args: tuple[Any, ...]) -> None:
         self._kept.append((name, args))
-        if len(self._kept) > _MAX_KEPT:
-            oldest = next((i for i, kept in enumerate(self._kept) if kept[0] in _ROWS), 0)
-            self.lost += self._kept[oldest][0] in _ROWS
-            del self._kept[oldest]
+        if (number := number_to_drop(self._kept)) is not None:
+            self.lost += self._kept[number][0] in ROWS
+            del self._kept[number]
 
     def _drop_kept(self) -> None:
-        self.lost += sum(name in _ROWS for name, _ in self._kept)
+        self.lost += sum(name in ROWS for name, _ in self._kept)
         self._kept.clear()
 
     def _give_kept(self) -> bool:

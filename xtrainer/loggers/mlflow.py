@@ -1,24 +1,36 @@
-"""Metrics for MLflow; the package is imported here and nowhere else."""
+"""What MLflow is told; the package is imported here and nowhere else."""
 
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from xtrainer.errors import ConfigError, require
 from xtrainer.loggers.base import LoggerTool, LoggerToolConfig, saved_run_id
+from xtrainer.loggers.media import Cell, encode_png, file_name, table_csv
+from xtrainer.loggers.settings import flat_settings
 from xtrainer.types import JSON, HostMetrics
 
 _STATUS = {"completed": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 _CONFIG_FILE = "config.json"
 _MAX_NAME = 240
 """MLflow takes 250 characters; the rest is for telling names apart."""
+_MAX_VALUE = 500
+"""Characters of a parameter that every version of MLflow takes."""
+_MAX_PARAMS = 100
+"""Parameters in a call."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MLflowLoggerConfig(LoggerToolConfig):
-    """A run at an MLflow tracking server; sends metrics, texts and the config, and no code."""
+    """A run at an MLflow tracking server; sends what is logged and the config, no code.
+
+    Histograms are left out, as MLflow has none.
+    """
 
     experiment: str = "xtrainer"
     """The experiment that the run belongs to; made if it is not there."""
@@ -79,18 +91,34 @@ class MLflowLogger(LoggerTool):
         self._open()
 
     def log_config(self, config: Mapping[str, JSON]) -> None:
-        """Sends the config as the file ``config.json``: parameters cannot be changed."""
+        """Sends the config as the file ``config.json``, and its values as parameters.
+
+        Parameters cannot be changed: those of a run that goes on stay what they were at first.
+        """
         client, run_id = self._open()
         client.log_dict(run_id, dict(config), _CONFIG_FILE)
+        known = client.get_run(run_id).data.params
+        make = require("mlflow.entities", "mlflow").Param
+        settings = {_allowed(name): value for name, value in flat_settings(config).items()}
+        new = [
+            make(name, str(value)[:_MAX_VALUE])
+            for name, value in settings.items()
+            if name not in known
+        ]
+        for first in range(0, len(new), _MAX_PARAMS):
+            client.log_batch(run_id, params=new[first : first + _MAX_PARAMS])
 
     def log_metrics(self, metrics: HostMetrics, step: int, mode: str, epoch: int) -> None:
         """Sends one row."""
+        row = {self._name(f"{mode}/{key}"): value for key, value in metrics.items()}
+        self._send({**row, f"{mode}/epoch": float(epoch)}, step)
+
+    def _send(self, row: Mapping[str, float], step: int) -> None:
         client, run_id = self._open()
         now = int(time.time() * 1000)
-        row = {self._name(f"{mode}/{key}"): value for key, value in metrics.items()}
         new = [
             self._metric(key, value, now, step)
-            for key, value in {**row, f"{mode}/epoch": float(epoch)}.items()
+            for key, value in row.items()
             if not self._is_there(key, value, step)
         ]
         if new:
@@ -99,8 +127,32 @@ class MLflowLogger(LoggerTool):
     def log_text(self, key: str, text: str, step: int) -> None:
         """Sends a text as the file ``text/KEY_STEP.txt``."""
         client, run_id = self._open()
-        safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in key)
-        client.log_text(run_id, text, f"text/{safe}_{step}.txt")
+        client.log_text(run_id, text, f"text/{file_name(key)}_{step}.txt")
+
+    def log_model(self, table: str) -> None:
+        """Sends the table of parameters as the file ``parameters.txt``."""
+        client, run_id = self._open()
+        client.log_text(run_id, table, "parameters.txt")
+
+    def log_image(self, key: str, image: np.ndarray, step: int) -> None:
+        """Sends an image as the file ``images/KEY/STEP.png``; one that is there is replaced."""
+        client, run_id = self._open()
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"{step:08d}.png"
+            path.write_bytes(encode_png(image))
+            client.log_artifact(run_id, str(path), f"images/{file_name(key)}")
+
+    def log_table(
+        self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], step: int
+    ) -> None:
+        """Sends a table as the file ``tables/KEY/STEP.csv``; one that is there is replaced."""
+        client, run_id = self._open()
+        path = f"tables/{file_name(key)}/{step:08d}.csv"
+        client.log_text(run_id, table_csv(columns, rows), path)
+
+    def log_best(self, metrics: HostMetrics, step: int) -> None:
+        """Sends the best values as metrics ``best/METRIC``."""
+        self._send({self._name(f"best/{key}"): value for key, value in metrics.items()}, step)
 
     def state_dict(self) -> dict[str, JSON]:
         """Returns the id of the run, which a later process goes on with."""

@@ -4,14 +4,17 @@ import atexit
 import logging
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from xtrainer.loggers.base import LoggerTool
+from xtrainer.loggers.media import Cell
+from xtrainer.loggers.waiting import ROWS, number_to_drop
 from xtrainer.types import JSON, HostMetrics
 
 _LOG = logging.getLogger(__name__)
-_MAX_WAITING = 1000
 _FLUSH_S = 2.0
 _CLOSE_S = 30.0
 
@@ -20,7 +23,8 @@ class QueuedTool(LoggerTool):
     """Gives everything to a tool in a thread, in order; the caller never waits for a row.
 
     The tool is opened by the caller, so that what is wrong with it is told at once. After that at
-    most 1000 calls wait, and the oldest row makes room for a new one, which is counted and told.
+    most 1000 calls wait, 20 of them with an image, and the oldest row makes room for a new one,
+    which is counted and told.
     ``flush`` waits 2 s at most, and not again before the thread has come further; ``finalize``
     waits 30 s at most and says what was not delivered. An error of the tool is raised by the
     next call; give it a :class:`~xtrainer.loggers.guarded.GuardedTool` where it is not to be.
@@ -84,6 +88,28 @@ class QueuedTool(LoggerTool):
         """Gives a text on."""
         self._put("log_text", key, text, step)
 
+    def log_model(self, table: str) -> None:
+        """Gives the table of parameters on."""
+        self._put("log_model", table)
+
+    def log_image(self, key: str, image: np.ndarray, step: int) -> None:
+        """Gives an image on."""
+        self._put("log_image", key, image, step)
+
+    def log_histogram(self, key: str, counts: np.ndarray, edges: np.ndarray, step: int) -> None:
+        """Gives a histogram on."""
+        self._put("log_histogram", key, counts, edges, step)
+
+    def log_table(
+        self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], step: int
+    ) -> None:
+        """Gives a table on."""
+        self._put("log_table", key, columns, rows, step)
+
+    def log_best(self, metrics: HostMetrics, step: int) -> None:
+        """Gives the best values on."""
+        self._put("log_best", metrics, step)
+
     def flush(self) -> None:
         """Waits until the tool has been given everything, for a while."""
         if not self._is_running():
@@ -136,25 +162,23 @@ class QueuedTool(LoggerTool):
         with self._changed:
             self._taken += 1
             self._waiting.append((name, args))
-            if len(self._waiting) > _MAX_WAITING:
-                self._drop_oldest()
+            if (number := number_to_drop(self._waiting)) is not None:
+                self._drop(number)
             self._changed.notify_all()
 
-    def _drop_oldest(self) -> None:
-        rows = ("log_metrics", "log_text", "flush")
-        oldest = next((i for i, (name, _) in enumerate(self._waiting) if name in rows), 0)
-        if self._waiting[oldest][0] != "flush":
+    def _drop(self, number: int) -> None:
+        if self._waiting[number][0] != "flush":
             if self.dropped == 0:
                 _LOG.warning(
                     "%s is too slow: %d calls are waiting for it, and the oldest rows are dropped "
-                    "from now on.", self.kind, _MAX_WAITING,
+                    "from now on.", self.kind, len(self._waiting) - 1,
                 )  # fmt: skip
             self.dropped += 1
-        del self._waiting[oldest]
+        del self._waiting[number]
         self._given += 1
 
     def _rows_waiting(self) -> int:
-        return sum(name in ("log_metrics", "log_text") for name, _ in self._waiting)
+        return sum(name in ROWS for name, _ in self._waiting)
 
     def _is_running(self) -> bool:
         return self._thread is not None and self._thread.is_alive()

@@ -1,20 +1,29 @@
-"""Metrics for Weights & Biases; the package is imported here and nowhere else."""
+"""What Weights & Biases is told; the package is imported here and nowhere else."""
 
-from collections.abc import Mapping
+import logging
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+import numpy as np
+
 from xtrainer.config.redact import redact
 from xtrainer.errors import ConfigError, require
 from xtrainer.loggers.base import LoggerTool, LoggerToolConfig, saved_run_id
+from xtrainer.loggers.media import Cell
 from xtrainer.types import JSON, HostMetrics
+
+_LOG = logging.getLogger(__name__)
+_MAX_BINS = 512
+"""More are refused by W&B."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WandBLoggerConfig(LoggerToolConfig):
-    """A run at Weights & Biases; sends metrics, texts and the config, no code and no console.
+    """A run at Weights & Biases; sends what is logged and the config, no code and no console.
 
     The key is W&B's own affair: the variable WANDB_API_KEY, or what ``wandb login`` has kept.
     """
@@ -69,6 +78,7 @@ class WandBLogger(LoggerTool):
         self._run: Any = None
         self._run_id: str | None = None
         self._began_run = False
+        self._began_at = 0
 
     def open(self) -> None:
         """Begins the run, or goes on with the one that this tool has closed."""
@@ -88,19 +98,57 @@ class WandBLogger(LoggerTool):
         """Sends a text."""
         self._open().log({f"text/{key}": text, "step": step})
 
+    def log_model(self, table: str) -> None:
+        """Sends the table of parameters as the text ``parameters``."""
+        self.log_text("parameters", table, self._began_at)
+
+    def log_image(self, key: str, image: np.ndarray, step: int) -> None:
+        """Sends an image."""
+        run = self._open()
+        run.log({f"image/{key}": self._wandb.Image(_pixels(image)), "step": step})
+
+    def log_histogram(self, key: str, counts: np.ndarray, edges: np.ndarray, step: int) -> None:
+        """Sends a histogram; of many bins several make one, as W&B takes 512 of them."""
+        run, several = self._open(), -(-len(counts) // _MAX_BINS)
+        if several > 1:
+            begins = np.arange(0, len(counts), several)
+            counts, edges = np.add.reduceat(counts, begins), np.append(edges[begins], edges[-1])
+        bins = (counts.tolist(), edges.tolist())
+        run.log({f"histogram/{key}": self._wandb.Histogram(np_histogram=bins), "step": step})
+
+    def log_table(
+        self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], step: int
+    ) -> None:
+        """Sends a table."""
+        run, data = self._open(), [list(row) for row in rows]
+        table = self._wandb.Table(columns=list(columns), data=data, allow_mixed_types=True)
+        run.log({f"table/{key}": table, "step": step})
+
+    def log_best(self, metrics: HostMetrics, step: int) -> None:
+        """Sets the best values in the summary of the run, as ``best/METRIC``."""
+        self._open().summary.update({f"best/{key}": value for key, value in metrics.items()})
+
     def state_dict(self) -> dict[str, JSON]:
         """Returns the id of the run, which a later process goes on with."""
         return {} if self._run_id is None else {"run_id": self._run_id}
 
     def load_state_dict(self, state: Mapping[str, Any], step: int) -> None:
         """Goes on with the run of a checkpoint; rows of later steps are sent again, not removed."""
-        self._run_id = saved_run_id(state) or self._run_id
+        self._run_id, self._began_at = saved_run_id(state) or self._run_id, step
 
     def finalize(self, status: str) -> None:
-        """Closes the run; its exit code is 1 for ``"failed"``."""
+        """Closes the run; its exit code is 1 for ``"failed"``.
+
+        Of a run that was kept here it says how to send it: all parts of a run that was resumed.
+        """
         run, self._run = self._run, None
-        if run is not None and self._began_run:
-            run.finish(exit_code=int(status == "failed"))
+        if run is None or not self._began_run:
+            return
+        kept = run.settings.sync_dir if run.offline else None
+        run.finish(exit_code=int(status == "failed"))
+        if kept is not None:
+            parts = f"{shlex.quote(str(Path(kept).parent))}/offline-run-*-{self._run_id}"
+            _LOG.info("W&B has kept this run here. Send it with: wandb sync %s", parts)
 
     def _open(self) -> Any:
         if self._run is not None:
@@ -128,3 +176,8 @@ class WandBLogger(LoggerTool):
             self._run = self._wandb.run
         self._run.define_metric("*", step_metric="step")
         return self._run
+
+
+def _pixels(image: np.ndarray) -> np.ndarray:
+    """Returns an image as W&B takes it: grey ones without an axis of channels."""
+    return image[:, :, 0] if image.shape[2] == 1 else image

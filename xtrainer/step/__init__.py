@@ -7,6 +7,7 @@ Synopsis:
 
 from xtrainer.step.apply import BoundApply
 from xtrainer.step.compile import EvalExecutor, TrainExecutor
+from xtrainer.step.count import make_count_step
 from xtrainer.step.diagnose import Finding, find_nonfinite
 from xtrainer.step.evaluate import make_eval_step
 from xtrainer.step.executor import PlacedBatch
@@ -44,6 +45,7 @@ __all__ = [
     "describe_loss",
     "diagnose_step",
     "find_nonfinite",
+    "make_count_step",
     "make_eval_step",
     "make_norms_fn",
     "make_predict_step",

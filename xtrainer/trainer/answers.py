@@ -1,6 +1,6 @@
 """What can be asked of a trainer? Its step, sizes and rates, and that it ends a run."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,16 +12,14 @@ from xtrainer.errors import ConfigError, did_you_mean
 from xtrainer.launch import process_count
 from xtrainer.loggers import run_folder
 from xtrainer.loop import StopReason
-from xtrainer.metrics import parameter_table
-from xtrainer.optim import OptimizerConfig, decayed_params, frozen_patterns, label_params, path_mask
 from xtrainer.state import TrainState
-from xtrainer.trainer import compiled, plugins, resize
+from xtrainer.trainer import compiled, overview, plugins, resize
 from xtrainer.trainer.assemble import model_layout
 from xtrainer.trainer.parts import TrainerParts
 from xtrainer.trainer.rate import rate_factor, set_rate
 from xtrainer.trainer.view import TrainerView
 from xtrainer.tree import num_elements
-from xtrainer.types import PyTree
+from xtrainer.types import BatchLike
 
 
 class TrainerAnswers(TrainerParts):
@@ -57,19 +55,17 @@ class TrainerAnswers(TrainerParts):
 
         Below it stands a sentence for each rule of the layout that laid out nothing.
         """
-        params = self.state.params
-        frozen = path_mask(frozen_patterns(self.optimizer_config), None)(params)
-        parts = decayed_params(self.optimizer_config, params), frozen, self._groups(params)
-        table = parameter_table(params, *parts)
+        table = overview.tabulate(cast(TrainerView, self))
         exmp_input = jax.eval_shape(self.batch_to_input, batch_spec(self.exmp_batch))
         where = (self.mesh, self.model_config.parallel)
         return "\n".join([table, *model_layout(self.run_model_init, exmp_input, *where).unused])
 
-    def _groups(self, params: PyTree) -> PyTree | None:
-        config = self.optimizer_config
-        if not isinstance(config, OptimizerConfig) or not config.groups:
-            return None
-        return label_params(config.groups, params)
+    @property
+    def validation_loaders(self) -> dict[str | None, Iterable[BatchLike]]:
+        """The loaders of the validation sets of the run under way, by their names."""
+        titles = {name: "val" if name is None else f"val/{name}" for name in self.validation_sets}
+        found = {name: self.sources.current(title) for name, title in titles.items()}
+        return {name: cast(Any, source) for name, source in found.items() if source is not None}
 
     def get_num_params(self) -> int:
         """Returns the number of parameters."""

@@ -9,6 +9,7 @@ import jax
 
 from xtrainer.data import num_rows
 from xtrainer.launch import compilation_cache
+from xtrainer.metrics import MetricLayout
 from xtrainer.optim import RegularizationConfig
 from xtrainer.parallel import BatchLayout, ParallelConfig
 from xtrainer.state import TrainState
@@ -20,6 +21,7 @@ from xtrainer.step import (
     TrainExecutor,
     count_flops,
     describe_loss,
+    make_count_step,
     make_eval_step,
     make_predict_step,
     train_layout,
@@ -27,7 +29,7 @@ from xtrainer.step import (
 from xtrainer.trainer.batches import BatchPreparer
 from xtrainer.trainer.config import TrainerConfig
 from xtrainer.trainer.deterministic import compiler_options
-from xtrainer.types import ApplyFn, BatchLike, LossFunction, PredictFunction, PyTree
+from xtrainer.types import ApplyFn, BatchLike, CountFunction, LossFunction, PredictFunction, PyTree
 
 
 def step_settings(
@@ -156,6 +158,23 @@ def predict_parts(
     step = make_predict_step(predict_function, apply_fn, settings)
     options = (config.debug, compile_program(config, layout))
     executor = PredictExecutor(step, shardings_of(state), layout, *options)
+    return executor, BatchPreparer(layout, paddable=True)
+
+
+def count_parts(
+    count_function: CountFunction,
+    size: int,
+    apply_fn: ApplyFn,
+    settings: StepSettings,
+    layout: BatchLayout,
+    config: TrainerConfig,
+    state: TrainState,
+) -> tuple[EvalExecutor, BatchPreparer]:
+    """Returns the compiled step that counts ``size`` things and what prepares its batches."""
+    step = make_count_step(count_function, apply_fn, settings)
+    counts = MetricLayout.of({str(number): ("sum",) for number in range(size)})
+    options = (config.debug, compile_program(config, layout), False)
+    executor = EvalExecutor(step, counts, shardings_of(state), layout, *options)
     return executor, BatchPreparer(layout, paddable=True)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from xtrainer.checkpoint import CheckpointItems
 from xtrainer.data import DataModule, Phase
@@ -21,7 +22,7 @@ from xtrainer.loop import (
 )
 from xtrainer.metrics import DeviceMetrics, HostWindow, finish
 from xtrainer.step import TrainExecutor
-from xtrainer.trainer import batch_trials, online, overview, run, saving, start
+from xtrainer.trainer import batch_trials, counting, online, overview, run, saving, start
 from xtrainer.trainer import predict as predicting
 from xtrainer.trainer import resume as resuming
 from xtrainer.trainer.batch_size import BatchSizeTable, BatchTrial
@@ -30,7 +31,7 @@ from xtrainer.trainer.data_modules import takes_data_module
 from xtrainer.trainer.folders import held_folders
 from xtrainer.trainer.restoring import TrainerRestoring
 from xtrainer.trainer.training_set import validation_sets
-from xtrainer.types import BatchLike, HostMetrics, PredictFunction
+from xtrainer.types import BatchLike, CountFunction, HostMetrics, PredictFunction
 
 
 class TrainerModule(TrainerRestoring):
@@ -183,6 +184,25 @@ class TrainerModule(TrainerRestoring):
         executor, prepare = self.compiled_evaluations[loss_function]
         window = evaluate_loader(self, self.sources.of(loader, title), executor, prepare, title)
         return self.get_metric_postprocess_fn()(finish(HostWindow.fetch(window), missing="nan"))
+
+    def count_with(
+        self, function: CountFunction, size: int, loader: Iterable[BatchLike], title: str
+    ) -> np.ndarray:
+        """Returns int64 ``(size,)``: the sums of what a function counts in each batch of a pass.
+
+        Args:
+            function: ``(params, apply_fn, batch, row_mask, rng)`` to integers ``(size,)`` of the
+                rows that ``row_mask`` does not leave out; give the same object again, as it is
+                compiled.
+            size: How many things are counted.
+            loader: Batches; a new pass is begun.
+            title: For the progress bar and messages.
+
+        Raises:
+            LoaderError: If there is no batch.
+            MetricError: If something else than so many integers is counted.
+        """
+        return counting.count(self, function, size, loader, title)
 
     def tune_batch_size(
         self,

@@ -8,6 +8,8 @@ import jax
 from xtrainer.launch import is_main_process
 from xtrainer.loggers import NullLogger
 from xtrainer.loop import StopReason, make_plan
+from xtrainer.metrics import parameter_table
+from xtrainer.optim import OptimizerConfig, decayed_params, frozen_patterns, label_params, path_mask
 from xtrainer.trainer.view import TrainerView
 
 _LOG = logging.getLogger(__name__)
@@ -82,14 +84,35 @@ def summary_facts(trainer: TrainerView) -> dict[str, str]:
     return {name: value for name, value in facts.items() if value}
 
 
+def tabulate(trainer: TrainerView) -> str:
+    """Returns a table of the parameters: layout, size in all and per device, optimizer."""
+    params, config = trainer.state.params, trainer.optimizer_config
+    frozen = path_mask(frozen_patterns(config), None)(params)
+    groups = None
+    if isinstance(config, OptimizerConfig) and config.groups:
+        groups = label_params(config.groups, params)
+    return parameter_table(params, decayed_params(config, params), frozen, groups)
+
+
+def log_model(trainer: TrainerView) -> None:
+    """Gives the table of the parameters to the loggers."""
+    if is_main_process() and not isinstance(trainer.logger, NullLogger):
+        trainer.logger.log_model(tabulate(trainer))
+
+
 def log_summary(trainer: TrainerView) -> None:
-    """Writes those facts to the log, and gives them to the loggers as ``training_summary``."""
+    """Writes those facts to the log, and gives them to the loggers as ``training_summary``.
+
+    The loggers are given the best values of monitored metrics as such besides.
+    """
     facts = summary_facts(trainer)
     if not is_main_process() or isinstance(trainer.logger, NullLogger):
         log_facts(facts)
         return
     text = "\n".join(lines_of(facts))  # the console is one of the loggers
     trainer.logger.log_text("training_summary", text, trainer.progress.step)
+    if best := {name: entry["value"] for name, entry in trainer.progress.best.items()}:
+        trainer.logger.log_best(best, trainer.progress.step)
 
 
 def lines_of(facts: dict[str, str]) -> list[str]:

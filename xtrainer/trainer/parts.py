@@ -240,7 +240,7 @@ class TrainerParts(TrainerSeams):
             self._shapes,
             batch_spec(self.exmp_batch),
         )
-        self.compiled_evaluations: dict[Callable[..., Any], Any] = {}  # of other losses
+        self.compiled_evaluations: dict[Any, Any] = {}  # of other losses, and of counts
         self.compiled_predictions: dict[Callable[..., Any], Any] = {}
         name = "create_evaluation_step_function"
         is_own = getattr(type(self), name) is not getattr(TrainerParts, name)

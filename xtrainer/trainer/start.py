@@ -16,6 +16,7 @@ from xtrainer.loop import Agenda, Loaders, Plan, agree_on_first_batch, every, no
 from xtrainer.parallel import put_global
 from xtrainer.state import GuardState
 from xtrainer.step import PlacedBatch, StepReport
+from xtrainer.trainer.overview import log_model
 from xtrainer.trainer.rate import RateFactors, rate_factor
 from xtrainer.trainer.resize import changes_batch_size
 from xtrainer.trainer.rollback import prepare_rollbacks
@@ -56,6 +57,7 @@ def check_and_compile(trainer: TrainerView, plan: Plan, loaders: Loaders, test_l
     val = loaders.val.get(None, loaders.val or None)
     asked = (plan.num_epochs, plan.num_train_steps, plan.steps_per_epoch)
     if not plan.is_online:
+        log_model(trainer)
         trainer.log_training_info(*asked, loaders.train, val, test_loader)
     _let_waits_break_off(trainer)
     if loaders.val and not plan.done(trainer.progress):

@@ -44,6 +44,7 @@ class TrainerView(LoopTrainer, Protocol):
     stop_detail: str
     compiled_train_step: TrainExecutor
     compiled_eval_step: EvalExecutor
+    compiled_evaluations: dict[Any, Any]
     compiled_predictions: dict[Callable[..., Any], Any]
     has_validation: bool
     validation_sets: tuple[str | None, ...]
