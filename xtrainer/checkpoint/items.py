@@ -140,13 +140,32 @@ def numerics() -> dict[str, JSON]:
     return {name: getattr(jax.config, name) for name in names}
 
 
+class _Program:
+    """Which file is the program, where it is another than the one Python was started with."""
+
+    path: str | None = None
+
+
 @functools.cache
+def _program() -> _Program:
+    return _Program()
+
+
+def program_is(path: str | Path) -> None:
+    """Says which file is the program, where a command such as ``xtrainer train`` runs it."""
+    _program().path = str(path)
+
+
 def git_revision() -> str | None:
     """Returns the commit of the program that runs, None where it is in no repository of git.
 
     A program whose folder has changes that are not committed has a ``+`` behind it.
     """
-    path = getattr(sys.modules.get("__main__"), "__file__", None)
+    return _git_revision(_program().path or getattr(sys.modules.get("__main__"), "__file__", None))
+
+
+@functools.cache
+def _git_revision(path: str | None) -> str | None:
     folder = Path(path).resolve().parent if path else Path.cwd()
 
     def ask(*command: str) -> str | None:

@@ -12,10 +12,11 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from xtrainer.cli.devices import choose_devices
-from xtrainer.cli.experiment import Experiment, UsageError, config_problems, load_experiment
+from xtrainer.cli.experiment import Experiment, load_experiment, read_config
 from xtrainer.cli.tables import print_plan, print_problems
 from xtrainer.cli.unused import noting_reads, unused_settings
-from xtrainer.config import Config, parse_config
+from xtrainer.cli.usage import UsageError, sub_parser
+from xtrainer.config import Config
 from xtrainer.errors import ConfigError, XTrainerError
 from xtrainer.parallel import build_mesh
 from xtrainer.trainer import ModelConfig, shapes_only
@@ -39,13 +40,12 @@ _UNITS = {"": 1, "B": 1} | {
 
 def add_parser(commands: Any) -> None:
     """Adds the sub-command to those of a parser."""
-    parser = commands.add_parser(
+    parser = sub_parser(
+        commands,
         "plan",
-        help="what a run will need, before it is run",
-        description="Says what a run will need: mesh, parameters, memory, operations, lengths.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        "Says what a run will need: mesh, parameters, memory, operations, lengths.",
+        _EXAMPLES,
+        takes_settings=True,
     )
     add = parser.add_argument
     add("experiment", help="a Python file with get_config() and make_trainer(config, mesh=None)")
@@ -75,7 +75,7 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     start = time.perf_counter()
     devices = choose_devices(options.devices, options.target)
     experiment = load_experiment(options.experiment)
-    config, problems = _read_config(experiment.get_config(), overrides)
+    config, problems = read_config(experiment.get_config(), overrides)
     plan = None
     if not problems:
         try:
@@ -92,16 +92,6 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         return 1
     print_plan(plan, experiment.path.name, options.target, seconds)
     return 0 if plan.holds else 1
-
-
-def _read_config(config: ConfigDict, overrides: Sequence[str]) -> tuple[ConfigDict, list[str]]:
-    """Returns the config with the overrides, and every mistake in either."""
-    problems = []
-    try:
-        config = parse_config(config, overrides)
-    except ConfigError as error:
-        problems += error.problems
-    return config, problems + config_problems(config)
 
 
 def _make_plan(
