@@ -57,6 +57,7 @@ def check_and_compile(trainer: TrainerView, plan: Plan, loaders: Loaders, test_l
     asked = (plan.num_epochs, plan.num_train_steps, plan.steps_per_epoch)
     if not plan.is_online:
         trainer.log_training_info(*asked, loaders.train, val, test_loader)
+    trainer.journal.start(plan.is_online)
     _let_waits_break_off(trainer)
     if loaders.val and not plan.done(trainer.progress):
         with contextlib.suppress(BrokenOff), trainer.ledger.spent("compile"):
