@@ -70,7 +70,8 @@ _KEYS: dict[str, Callable[[Entry], Any]] = {
     "changed": lambda e: e.changed,
     "size": lambda e: e.num_bytes,
 }
-_STYLES = {"running": "cyan", "finished": "green", "failed": "red", "killed": "red"}
+STYLES = {"running": "cyan", "finished": "green", "failed": "red", "killed": "red"}
+"""How each status is shown; others are yellow."""
 
 
 def add_parser(commands: Any) -> None:
@@ -115,12 +116,7 @@ def read_entry(path: Path, folder: Path) -> Entry:
     checkpoints = checkpoints_of(path)
     steps = [row["step"] for row in newest_rows(path).values()]
     steps += [line.step for line in lines[-1:]] + [one.step for one in checkpoints[-1:]]
-    best = None
-    for checkpoint in reversed(checkpoints):
-        for metric, entry in best_values(checkpoint.meta).items():
-            best = best or (metric, entry["value"], entry["step"])
-        if best is not None:
-            break
+    best = next(((name, *entry) for name, entry in best_values(checkpoints).items()), None)
     name = "." if path == folder else str(path.relative_to(folder))
     size, changed = disk_use(path)
     newest = max(steps, default=None)
@@ -158,7 +154,7 @@ def _print(entries: Sequence[Entry]) -> None:
             best = f"{entry.best[0]} {entry.best[1]:.4g}"
         table.add_row(
             Text(entry.name),
-            Text(entry.status.name, _STYLES.get(entry.status.name, "yellow")),
+            Text(entry.status.name, STYLES.get(entry.status.name, "yellow")),
             "–" if entry.step is None else f"{entry.step:,}",
             Text(best),
             local(entry.changed),

@@ -1,29 +1,33 @@
 """What does a run folder say of its run? Read from its files alone, on no device."""
 
 import contextlib
+import math
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from xtrainer.checkpoint.commit import problems_of, quick_problems, read_json
+from xtrainer.checkpoint.meta import meta_problems
 from xtrainer.checkpoint.metadata import (
     CHECKPOINTS_FOLDER,
     META_FILE,
-    best_steps,
+    MODE_KEY,
     looks_like_step,
     read_meta,
     read_metric,
 )
 from xtrainer.cli.usage import UsageError
+from xtrainer.config.encode import CLASS_KEY
 from xtrainer.errors import CheckpointError
 from xtrainer.json_text import parse_json
 from xtrainer.launch.folder_lock import LOCK_FILE, holder_of
 from xtrainer.loggers.file import CONFIG_FILE, METRICS_FILE
 from xtrainer.loop import StopReason
+from xtrainer.state import Progress
 from xtrainer.trainer.journal_lines import JOURNAL_FILE, JournalError, JournalLine, read_journal
 
 _SIGNS = (METRICS_FILE, JOURNAL_FILE, LOCK_FILE, CHECKPOINTS_FOLDER)
@@ -197,33 +201,53 @@ def read_checkpoint(path: Path, verify: bool = False) -> CheckpointFacts:
     """Returns what one checkpoint says of itself; the arguments are as above."""
     meta: dict[str, Any] = {}
     metric: float | None = None
+    problems: list[str] = []
     try:
         problems = problems_of(path) if verify else quick_problems(path)
         # Of one that is damaged the rest may still be told.
         meta = read_json(path / META_FILE) if problems else read_meta(path)
+        if found := meta_problems(meta):
+            raise CheckpointError(f"{META_FILE}: {'; '.join(found[:5])}")
+        Progress.from_json(meta["progress"])
         metric = None if problems else read_metric(path)
     except CheckpointError as error:
-        problems = [str(error)]
+        meta, problems = {}, problems or [str(error)]
     size, changed = disk_use(path)
     return CheckpointFacts(path, int(path.name), size, changed, problems, meta, metric)
 
 
-def best_step(folder: Path) -> int | None:
-    """Returns the step of the best checkpoint of a run, by what it has monitored."""
-    with contextlib.suppress(OSError, CheckpointError):
-        return next(iter(best_steps(folder / CHECKPOINTS_FOLDER)), None)
+def best_values(checkpoints: Sequence[CheckpointFacts]) -> dict[str, tuple[float, int]]:
+    """Returns value and step of the best of each monitored metric, that of checkpoints first.
+
+    Args:
+        checkpoints: Of a run, oldest first.
+    """
+    whole = [one for one in checkpoints if not one.problems]
+    if not whole:
+        return {}
+    meta = whole[-1].meta
+    noted = Progress.from_json(meta["progress"]).best
+    best = {name: (float(entry["value"]), int(entry["step"])) for name, entry in noted.items()}
+    name, mode = _monitored(meta), meta.get(MODE_KEY)
+    # What was measured after the newest save is not in it, but beside it.
+    found = [(one.metric, one.step) for one in whole if one.metric is not None]
+    if name is None or mode not in ("min", "max") or not found:
+        return best
+    found += [best[name]] if name in best else []
+    finite = [entry for entry in found if math.isfinite(entry[0])] or found
+    chosen = (min if mode == "min" else max)(finite, key=lambda entry: entry[0])
+    return {name: chosen} | {other: entry for other, entry in best.items() if other != name}
+
+
+def _monitored(meta: Mapping[str, Any]) -> str | None:
+    """Returns the metric by which checkpoints are kept."""
+    trainer = meta["config"].get("trainer")
+    callbacks = trainer.get("callbacks") if isinstance(trainer, Mapping) else None
+    for callback in callbacks if isinstance(callbacks, list) else ():
+        if isinstance(callback, Mapping) and isinstance(callback.get("monitor"), str):
+            if callback.get(CLASS_KEY) == "ModelCheckpointConfig":
+                return callback["monitor"].removeprefix("train/").removeprefix("val/")
     return None
-
-
-def best_values(meta: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Returns value and step of the best of each monitored metric, as a checkpoint says."""
-    progress = meta.get("progress")
-    best = progress.get("best") if isinstance(progress, Mapping) else None
-    return {
-        str(name): {"value": float(entry["value"]), "step": int(entry["step"])}
-        for name, entry in (best.items() if isinstance(best, Mapping) else ())
-        if isinstance(entry, Mapping) and "value" in entry and "step" in entry
-    }
 
 
 def configs_of(folder: Path, meta: Mapping[str, Any]) -> dict[str, Any]:

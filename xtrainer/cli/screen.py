@@ -49,7 +49,7 @@ def print_list(console: Console, lines: Iterable[str]) -> None:
 
 def print_indented(console: Console, table: Table) -> None:
     """Prints a table one column to the right."""
-    console.print(Padding(table, (0, 0, 0, 1)))
+    console.print(Padding(table, (0, 0, 0, 1), expand=False))
 
 
 def make_grid() -> Table:
