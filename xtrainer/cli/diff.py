@@ -50,11 +50,12 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     Raises:
         UsageError: If one is no run.
     """
-    found = compare(describe(options.a), describe(options.b))
+    runs = {"a": describe(options.a), "b": describe(options.b)}
+    found = compare(**runs)
     if options.json:
-        print_json({"runs": {"a": str(options.a), "b": str(options.b)}, **found})
+        print_json({"runs": {name: one["path"] for name, one in runs.items()}, **found})
     else:
-        _print(found, options)
+        _print(found, {n: f"{one['path']} ({one['status']['name']})" for n, one in runs.items()})
     return 0 if found["same"] else 1
 
 
@@ -63,7 +64,7 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
     parts = {
         "settings": _differing(*(_settings(one) for one in (a, b))),
         "versions": _differing(*(_versions(one) for one in (a, b))),
-        "environment": _differing(*(_environment(one) for one in (a, b))),
+        "environment": _differing(*_environments(a, b)),
         "steps": _differing(*({"steps": one["progress"]["step"]} for one in (a, b))),
         "metrics": _differing(*(_metrics(one) for one in (a, b))),
         "best": _differing(*({e["metric"]: e["value"] for e in one["best"]} for one in (a, b))),
@@ -94,9 +95,11 @@ def _versions(described: Mapping[str, Any]) -> dict[str, Any]:
     return {**(environment["versions"] or {}), "code": environment["git"]}
 
 
-def _environment(described: Mapping[str, Any]) -> dict[str, Any]:
-    environment = described["environment"]
-    return flatten({name: environment[name] for name in _PLACES if environment[name] is not None})
+def _environments(*described: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns devices and the like of runs, as far as all of them say."""
+    all_of_them = [one["environment"] for one in described]
+    known = [n for n in _PLACES if all(environment[n] is not None for environment in all_of_them)]
+    return [flatten({name: environment[name] for name in known}) for environment in all_of_them]
 
 
 def _metrics(described: Mapping[str, Any]) -> dict[str, Any]:
@@ -108,9 +111,10 @@ def _metrics(described: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _print(found: Mapping[str, Any], options: argparse.Namespace) -> None:
+def _print(found: Mapping[str, Any], runs: Mapping[str, str]) -> None:
     console = make_console(limit=140)
-    console.print(Text(f"a  {options.a}\nb  {options.b}", style="bold"))
+    for name, run_folder in runs.items():
+        console.print(Text(f"{name}  {run_folder}", style="bold"))
     if found["same"]:
         console.print(Text("\nThe same: settings, versions, code, devices, steps and metrics."))
         return

@@ -156,7 +156,7 @@ def _configure(experiment: Experiment, run_folder: Path, overrides: Sequence[str
 def _load(
     experiment: Experiment, config: Any, folder: Path, overrides: Sequence[str]
 ) -> TrainerModule:
-    """Returns a trainer of the experiment's class with the configs and the model of a checkpoint."""
+    """Returns a trainer of the experiment's class with configs and model of a checkpoint."""
     with shapes_only():
         like = experiment.make_trainer(config)
     mesh = None

@@ -1,5 +1,6 @@
 """What does an experiment file offer? A config, a trainer, loaders, and a run of all of them."""
 
+import contextlib
 import importlib.util
 import sys
 from collections.abc import Callable, Sequence
@@ -87,11 +88,13 @@ def read_config(
         >>> read_config(ConfigDict({"steps": 1}), ["--config.steps=2"], needs_model=False)[0].steps
         2
     """
-    problems = []
     try:
-        config = parse_config(config, overrides)
+        config, problems = parse_config(config, overrides), []
     except ConfigError as error:
-        problems += error.problems
+        problems = list(error.problems)
+        for override in overrides:  # what can be followed may hold further mistakes
+            with contextlib.suppress(ConfigError):
+                config = parse_config(config, [override])
     return config, problems + config_problems(config, needs_model)
 
 

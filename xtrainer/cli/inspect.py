@@ -28,7 +28,7 @@ from xtrainer.cli.usage import sub_parser
 _EXAMPLES = """\
 examples:
   xtrainer inspect runs/byte_lm
-  xtrainer inspect runs/byte_lm/checkpoints/3000 --verify --parameters
+  xtrainer inspect runs/byte_lm --verify --parameters
   xtrainer inspect runs/byte_lm --json
 
 Nothing is changed, no device is used, and nothing that the run names is imported.

@@ -1,6 +1,5 @@
 """Which sub-command was asked for? The console entry point, which loads that one alone."""
 
-import argparse
 import contextlib
 import importlib.metadata
 import os
@@ -10,7 +9,7 @@ from typing import Any
 
 from etils import epy
 
-from xtrainer.cli.usage import SETTING, SUMMARIES, Parser, UsageError
+from xtrainer.cli.usage import SETTING, SUMMARIES, HelpFormatter, Parser, UsageError
 from xtrainer.errors import ConfigError, MissingDependencyError, XTrainerError, did_you_mean
 
 # Each is imported when it is asked for: the help takes no second for JAX.
@@ -89,7 +88,7 @@ def build_parser(loaded: Collection[str] = tuple(_MODULES)) -> tuple[Parser, dic
         prog="xtrainer",
         description="Trains Flax models, and looks after their runs.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"xtrainer {_version()}")
@@ -119,8 +118,7 @@ def _follow(arguments: list[str]) -> int:
         settings = _settings(options, rest, parsers[options.command])
     except SystemExit as end:  # argparse has said why, or has shown the help
         return int(end.code or 0)
-    if name == "launch":
-        options.behind = behind
+    options.behind, options.build_parser = behind, build_parser
     try:
         return options.run(options, settings)
     except (UsageError, ConfigError, MissingDependencyError) as error:
@@ -136,18 +134,19 @@ def _settings(options: Any, rest: list[str], parser: Parser) -> list[str]:
     Raises:
         SystemExit: If there is something else; it was told.
     """
-    takes = getattr(options, "takes_settings", False)
+    prefix = getattr(options, "prefix", None)  # of the settings that it takes
     for argument in rest:
-        if argument.startswith(SETTING) and takes:
+        if prefix and argument.startswith(prefix):
             continue
         given = argument.split("=", 1)[0]
-        if argument.startswith(SETTING):
-            parser.error(f"found {given!r}, and {options.command} takes no settings")
-        names = parser.option_names()
-        hint = did_you_mean(given, names) if argument.startswith("-") else ""
-        more = f"settings of the experiment are given as {SETTING}PATH=VALUE" if takes else ""
         message = f"found {given!r}, which is no option of {options.command}"
-        parser.error("; ".join(part for part in (message, more, hint) if part))
+        if prefix == SETTING:
+            message += f"; settings of the experiment are given as {SETTING}PATH=VALUE"
+        if argument.startswith(SETTING):
+            message += ": it takes no settings of an experiment"
+        elif argument.startswith("-"):
+            message += f". {did_you_mean(given, parser.option_names())}"
+        parser.error(message)
     return rest
 
 

@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from xtrainer.cli.devices import choose_devices
 from xtrainer.cli.experiment import Experiment, load_experiment, read_config
 from xtrainer.cli.tables import print_plan, print_problems

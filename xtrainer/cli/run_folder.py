@@ -131,10 +131,11 @@ def status_of(folder: Path, lines: list[JournalLine]) -> Status:
         return Status("running", holder)
     last = next((line for line in reversed(lines) if line.kind in ("start", "stop")), None)
     if last is not None and last.kind == "stop":
-        with contextlib.suppress(KeyError):
-            reason = StopReason[last.facts["reason"]]
-            said = f"{reason.value} {last.facts['detail']}".rstrip()
-            return Status(_name(reason), said, last.facts["exit_code"])
+        known = StopReason.__members__.get(last.facts["reason"])
+        if known is None:  # one of a later version
+            return _status_by_output(folder)
+        said = f"{known.value} {last.facts['detail']}".rstrip()
+        return Status(_name(known), said, last.facts["exit_code"])
     if last is not None or os.path.lexists(folder / LOCK_FILE):
         return Status("killed", "It has not come to its end.")
     return _status_by_output(folder)

@@ -1,12 +1,15 @@
 """What do the sub-commands have in common? How they are described, and refuse a command line."""
 
 import argparse
+import textwrap
 from typing import Any
 
 from xtrainer.errors import XTrainerError
 
 SETTING = "--config."
 """How an argument begins that changes a setting of the experiment."""
+
+_HELP_WIDTH = 100
 
 SUMMARIES = {
     "train": "train what an experiment file describes",
@@ -29,8 +32,31 @@ class UsageError(XTrainerError, ValueError):
     """A command line that cannot be followed."""
 
 
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Fits text to the terminal, and leaves examples as they are."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30)
+
+    def add_argument(self, action: argparse.Action) -> None:
+        """Leaves room for the names of sub-commands, whose indentation argparse forgets."""
+        super().add_argument(action)
+        if isinstance(action.choices, dict):
+            self._action_max_length += 2
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        width = min(width, _HELP_WIDTH)
+        parts = [part.strip("\n") for part in text.split("\n\n")]
+        is_example = ["\n  " in part for part in parts]
+        filled = [
+            part if raw else textwrap.fill(part, width, break_on_hyphens=False)
+            for part, raw in zip(parts, is_example, strict=True)
+        ]
+        return "\n\n".join(filled)
+
+
 class Parser(argparse.ArgumentParser):
-    """A parser that knows the names of its options."""
+    """A parser that can be asked for its arguments."""
 
     def option_names(self) -> list[str]:
         """Returns the long names of all options.
@@ -40,6 +66,10 @@ class Parser(argparse.ArgumentParser):
             ['--help']
         """
         return [name for name in self._option_string_actions if name.startswith("--")]
+
+    def arguments(self) -> list[argparse.Action]:
+        """Returns all options and positional arguments."""
+        return list(self._actions)
 
 
 def sub_parser(
@@ -54,15 +84,18 @@ def sub_parser(
         epilog: Examples and exit codes, shown as they are.
         takes_settings: Whether ``--config.PATH=VALUE`` is understood.
     """
+    if takes_settings:
+        description += f" {SETTING}PATH=VALUE changes a setting of the experiment."
     parser = commands.add_parser(
         name,
         help=SUMMARIES[name],
         description=description,
         epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
-    parser.set_defaults(takes_settings=takes_settings)
+    if takes_settings:
+        parser.set_defaults(prefix=SETTING)
     return parser
 
 
