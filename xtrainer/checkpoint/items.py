@@ -1,12 +1,13 @@
 """What does one step hold? The state, and everything else as JSON, saved as one unit."""
 
+import contextlib
 import functools
 import importlib.metadata
 import math
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -151,9 +152,14 @@ def _program() -> _Program:
     return _Program()
 
 
-def program_is(path: str | Path) -> None:
-    """Says which file is the program, where a command such as ``xtrainer train`` runs it."""
-    _program().path = str(path)
+@contextlib.contextmanager
+def program_is(path: str | Path) -> Iterator[None]:
+    """Says which file is the program inside, where a command such as ``xtrainer train`` runs it."""
+    before, _program().path = _program().path, str(path)
+    try:
+        yield
+    finally:
+        _program().path = before
 
 
 def git_revision() -> str | None:

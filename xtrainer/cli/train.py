@@ -58,14 +58,14 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     """
     experiment = load_experiment(options.experiment)
     initialize()
-    program_is(experiment.path)
     config = checked_config(experiment.get_config(), overrides, needs_model=False)
     try:
-        if experiment.run is None:
-            _train(experiment, config)
-        else:
-            _note(experiment, config, run_folder(_logger_of(config)))
-            experiment.run(config)
+        with program_is(experiment.path):
+            if experiment.run is None:
+                _train(experiment, config)
+            else:
+                _note(experiment, config, run_folder(_logger_of(config)))
+                experiment.run(config)
     except XTrainerError as error:
         if jax.process_count() == 1:
             raise
