@@ -120,6 +120,20 @@ def test_a_row_is_one_line_where_there_is_no_terminal(
     assert re.search(rf"^{long} +finished +9 +loss 0\.\d+ +20\S+ \d\d:\d\d +\S+ KiB", said, re.M)
 
 
+def test_a_narrow_terminal_leaves_columns_out(
+    runs: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("FORCE_COLOR", "1")  # which makes it a terminal
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert main(["list", str(runs)]) == 0
+    said = capsys.readouterr().out
+    assert "best" in said and "changed" not in said
+    lines = re.sub(r"\x1b\[\d*m", "", said).splitlines()
+    assert max(map(len, lines)) <= 60
+    assert "\x1b[3" not in said  # no colours
+
+
 def test_a_folder_without_runs_is_told(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["list", str(tmp_path)]) == 0
     assert capsys.readouterr().out == f"No run in {str(tmp_path)!r}.\n"

@@ -1,8 +1,6 @@
 """``xtrainer evaluate``: how good is a checkpoint of a run on one set of its data?"""
 
 import argparse
-import contextlib
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +9,7 @@ from xtrainer.checkpoint import choose_usable, read_meta
 from xtrainer.checkpoint.items import float_to_json
 from xtrainer.cli.experiment import Experiment, checked_config, load_experiment
 from xtrainer.cli.record import apply_record, read_record
-from xtrainer.cli.screen import print_json, tell
+from xtrainer.cli.screen import nothing_printed, print_json, tell
 from xtrainer.cli.train import show_metrics
 from xtrainer.cli.usage import SETTING, UsageError, sub_parser
 from xtrainer.config import Config
@@ -75,9 +73,7 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         UsageError: If the command line cannot be followed.
         XTrainerError: If the checkpoint cannot be evaluated.
     """
-    # What an experiment says while it reads its data is no part of a document.
-    aside = contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext()
-    with aside:
+    with nothing_printed(options.json):
         found = _evaluate(options, overrides)
     if not is_main_process():
         return 0

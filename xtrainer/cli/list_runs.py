@@ -70,6 +70,8 @@ _KEYS: dict[str, Callable[[Entry], Any]] = {
     "changed": lambda e: e.changed,
     "size": lambda e: e.num_bytes,
 }
+_NARROW = 72
+"""Columns below which the last two are left out."""
 STYLES = {"running": "cyan", "finished": "green", "failed": "red", "killed": "red"}
 """How each status is shown; others are yellow."""
 
@@ -143,21 +145,22 @@ def _to_json(entry: Entry) -> dict[str, Any]:
 
 
 def _print(entries: Sequence[Entry]) -> None:
-    numbers = ("step", "size")
-    table = make_table(
-        "run", "status", "step", "best", "changed", "size",
-        numbers=numbers, whole=("status", "changed"),
-    )  # fmt: skip
+    console = make_console(limit=160, rows_in_one_line=True)
+    columns = ["run", "status", "step", "best", "changed", "size"]
+    if console.width < _NARROW:
+        columns = columns[:4]
+    table = make_table(*columns, numbers=("step", "size"), whole=("status", "best", "changed"))
     for entry in entries:
         best = "–"
         if entry.best is not None:
             best = f"{entry.best[0]} {entry.best[1]:.4g}"
-        table.add_row(
+        cells = [
             Text(entry.name),
             Text(entry.status.name, STYLES.get(entry.status.name, "yellow")),
             "–" if entry.step is None else f"{entry.step:,}",
             Text(best),
             local(entry.changed),
             show_bytes(entry.num_bytes),
-        )
-    make_console(limit=160, rows_in_one_line=True).print(table)
+        ]
+        table.add_row(*cells[: len(columns)])
+    console.print(table)

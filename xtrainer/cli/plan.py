@@ -11,6 +11,7 @@ from typing import Any
 
 from xtrainer.cli.devices import choose_devices
 from xtrainer.cli.experiment import Experiment, load_experiment, read_config
+from xtrainer.cli.screen import nothing_printed, print_json
 from xtrainer.cli.tables import print_plan, print_problems
 from xtrainer.cli.unused import noting_reads, unused_settings
 from xtrainer.cli.usage import UsageError, sub_parser
@@ -29,6 +30,7 @@ examples:
 exit codes: 0 the plan holds; 1 it does not (a mistake in the config, sizes that do not divide, more
 memory than the limit: all are told); 2 the command line cannot be followed."""
 
+_STDOUT = Path("-")
 _UNITS = {"": 1, "B": 1} | {
     f"{letter}{kind}": base**power
     for power, letter in enumerate("KMGT", 1)
@@ -59,7 +61,14 @@ def add_parser(commands: Any) -> None:
         "--eval-rows", type=_count, metavar="N", help="rows of an evaluation batch (default: train)"
     )
     add("--no-compile", action="store_true", help="only what shapes tell: seconds for any model")
-    add("--json", type=Path, metavar="FILE", help="write the plan there as well")
+    add(
+        "--json",
+        type=Path,
+        nargs="?",
+        const=_STDOUT,
+        metavar="FILE",
+        help="write the plan there as well; without FILE print it, and nothing else",
+    )
     parser.set_defaults(run=run)
 
 
@@ -71,25 +80,37 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         MissingDependencyError: If the TPU's compiler is asked for and missing.
     """
     start = time.perf_counter()
+    is_document = options.json == _STDOUT
+    with nothing_printed(is_document):
+        experiment, plan, problems = _find(options, overrides)
+    seconds = time.perf_counter() - start
+    data = {"holds": False, "problems": problems} if plan is None else plan.to_json()
+    if is_document:
+        print_json(data)
+    elif options.json is not None:
+        _write(options.json, data)
+    if plan is not None and not is_document:
+        print_plan(plan, experiment.path.name, options.target, seconds)
+    elif not is_document:
+        print_problems(experiment.path.name, problems)
+    return 0 if plan is not None and plan.holds else 1
+
+
+def _find(
+    options: argparse.Namespace, overrides: Sequence[str]
+) -> tuple[Experiment, RunPlan | None, list[str]]:
+    """Returns the experiment, and its plan or why there is none."""
     devices = choose_devices(options.devices, options.target)
     experiment = load_experiment(options.experiment)
     config, problems = read_config(experiment.get_config(), overrides)
-    plan = None
-    if not problems:
-        try:
-            plan = _make_plan(experiment, config, devices, options)
-        except ConfigError as error:
-            problems = list(error.problems)
-        except XTrainerError as error:
-            problems = [str(error)]
-    seconds = time.perf_counter() - start
-    if options.json is not None:
-        _write(options.json, plan, problems)
-    if plan is None:
-        print_problems(experiment.path.name, problems)
-        return 1
-    print_plan(plan, experiment.path.name, options.target, seconds)
-    return 0 if plan.holds else 1
+    if problems:
+        return experiment, None, problems
+    try:
+        return experiment, _make_plan(experiment, config, devices, options), []
+    except ConfigError as error:
+        return experiment, None, list(error.problems)
+    except XTrainerError as error:
+        return experiment, None, [str(error)]
 
 
 def _make_plan(
@@ -115,8 +136,7 @@ def _make_plan(
     return dataclasses.replace(plan, notes=(*plan.notes, *notes))
 
 
-def _write(path: Path, plan: RunPlan | None, problems: list[str]) -> None:
-    data = {"holds": False, "problems": problems} if plan is None else plan.to_json()
+def _write(path: Path, data: dict[str, Any]) -> None:
     try:
         path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
     except OSError as error:

@@ -1,8 +1,9 @@
 """How do the commands print? Text and tables that fit a terminal, and JSON that a program reads."""
 
+import contextlib
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from rich import box
@@ -32,6 +33,17 @@ def make_console(limit: int = WIDTH, rows_in_one_line: bool = False) -> Console:
 def print_json(data: Any) -> None:
     """Prints one JSON document."""
     print(json.dumps(data, indent=2, allow_nan=False))
+
+
+@contextlib.contextmanager
+def nothing_printed(wanted: bool = True) -> Iterator[None]:
+    """Sends what is printed inside, as by an experiment, to stderr: a document is to follow.
+
+    Args:
+        wanted: Whether to do so at all.
+    """
+    with contextlib.redirect_stdout(sys.stderr) if wanted else contextlib.nullcontext():
+        yield
 
 
 def print_title(console: Console, title: str) -> None:
