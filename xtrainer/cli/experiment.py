@@ -54,12 +54,12 @@ def load_experiment(path: str | Path) -> Experiment:
         UsageError: If there is no such Python file, or it lacks one of the two functions.
     """
     path = Path(path).expanduser().resolve()
-    name = f"xtrainer_experiment_{path.stem}"
+    if str(path.parent) not in sys.path:
+        sys.path.insert(0, str(path.parent))
+    name = _name_of(path)
     spec = importlib.util.spec_from_file_location(name, path) if path.is_file() else None
     if spec is None or spec.loader is None:
         raise UsageError(f"Found no Python file {str(path)!r}, expected an experiment file.")
-    if str(path.parent) not in sys.path:
-        sys.path.insert(0, str(path.parent))
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # where annotations of the file's classes are looked up
     spec.loader.exec_module(module)
@@ -72,6 +72,16 @@ def load_experiment(path: str | Path) -> Experiment:
         )
     others = (getattr(module, name, None) for name in ("run", "make_loaders"))
     return Experiment(path, module.get_config, module.make_trainer, *others)
+
+
+def _name_of(path: Path) -> str:
+    """Returns the name of an experiment's module: one that processes of a loader can import."""
+    importlib.invalidate_caches()  # the file may be new
+    if path.stem.isidentifier() and path.stem not in sys.modules:
+        found = importlib.util.find_spec(path.stem)
+        if found is not None and found.origin is not None and Path(found.origin) == path:
+            return path.stem
+    return f"xtrainer_experiment_{path.stem}"
 
 
 def read_config(
