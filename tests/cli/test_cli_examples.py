@@ -107,6 +107,6 @@ def test_an_example_that_takes_longer_runs(line: str, lab: Path, tmp_path: Path)
         nan = [] if "--compare" in line else ["--config.data.nan_at=40"]
         settings = ["--config.trainer.logger.log_path=runs/byte_lm", *nan]
         subprocess.run([*program, "train", "experiments/byte_lm.py", *settings], **kwargs)
-        line = line.replace("--step 120", "--step 9") + "".join(f" {one}" for one in nan)
+        line = line.replace("--step 120", "--step 3") + "".join(f" {one}" for one in nan)
     done = subprocess.run([*program, *shlex.split(line)], **kwargs)
     assert done.returncode == 0, done.stdout + done.stderr

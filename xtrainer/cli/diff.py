@@ -71,9 +71,9 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
     }
     for name in ("steps", "metrics", "best"):
         for entry in parts[name].values():
-            values = [entry.get("a"), entry.get("b")]
-            if all(isinstance(value, int | float) for value in values):
-                entry["difference"] = values[1] - values[0]
+            before, after = entry.get("a"), entry.get("b")
+            if isinstance(before, int | float) and isinstance(after, int | float):
+                entry["difference"] = after - before
     return {"same": not any(parts.values()), **parts}
 
 
