@@ -67,6 +67,25 @@ def test_a_file_without_a_function_is_told_what_to_add(tmp_path: Path) -> None:
         load_experiment(write_experiment(tmp_path, text))
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "x = 1\nimport nowhere_at_all\n",
+            "line 2, in <module>\n    import nowhere_at_all\nModule",
+        ),
+        ("def f(:\n", "line 1\n    def f(:\n          ^\nSyntaxError: invalid syntax"),
+    ],
+)
+def test_a_file_that_cannot_be_run_is_told_without_our_own_lines(
+    tmp_path: Path, text: str, said: str
+) -> None:
+    path = write_experiment(tmp_path, text)
+    with pytest.raises(UsageError) as error:
+        load_experiment(path)
+    assert str(error.value).startswith(f'{path} cannot be run:\n  File "{path}", {said}')
+
+
 def test_what_is_no_python_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("", encoding="utf-8")
     for name in ("notes.txt", "missing.py", "."):

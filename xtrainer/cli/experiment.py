@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,7 +52,8 @@ def load_experiment(path: str | Path) -> Experiment:
     The file's folder is put where Python looks first, so that it finds its neighbours.
 
     Raises:
-        UsageError: If there is no such Python file, or it lacks one of the two functions.
+        UsageError: If there is no such Python file, it cannot be run, or it lacks one of the two
+            functions.
     """
     path = Path(path).expanduser().resolve()
     if str(path.parent) not in sys.path:
@@ -62,7 +64,11 @@ def load_experiment(path: str | Path) -> Experiment:
         raise UsageError(f"Found no Python file {str(path)!r}, expected an experiment file.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # where annotations of the file's classes are looked up
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        sys.modules.pop(name, None)
+        raise UsageError(f"{path} cannot be run:\n{_told(error, path)}") from error
     missing = [what for what in _WANTED if not callable(getattr(module, what, None))]
     if missing:
         raise UsageError(
@@ -72,6 +78,14 @@ def load_experiment(path: str | Path) -> Experiment:
         )
     others = (getattr(module, name, None) for name in ("run", "make_loaders"))
     return Experiment(path, module.get_config, module.make_trainer, *others)
+
+
+def _told(error: Exception, path: Path) -> str:
+    """Returns an error with its traceback, which begins in a file."""
+    frames = traceback.extract_tb(error.__traceback__)
+    inside = [index for index, frame in enumerate(frames) if frame.filename == str(path)]
+    shown = traceback.format_list(frames[inside[0] :]) if inside else []
+    return "".join([*shown, *traceback.format_exception_only(error)]).rstrip()
 
 
 def _name_of(path: Path) -> str:
