@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import platform
+import subprocess
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +19,10 @@ from xtrainer.checkpoint.items import (
     compare_leaves,
     float_from_json,
     float_to_json,
+    git_revision,
     library_versions,
     listed,
+    program_is,
 )
 from xtrainer.errors import CheckpointError
 
@@ -175,3 +179,18 @@ def test_long_lists_are_cut_after_twenty():
     lines = listed([f"leaf {i}" for i in range(23)]).splitlines()
     assert len(lines) == 21
     assert lines[-1].strip() == "- ... and 3 more"
+
+
+def test_the_revision_is_that_of_the_program_which_a_command_runs(
+    tmp_path: Path,
+) -> None:
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init", "-q"], ["add", "program.py"], ["commit", "-qm", "first"]):
+        (tmp_path / "program.py").touch()
+        subprocess.run([*git, *command], check=True)
+    asked = [*git, "rev-parse", "HEAD"]
+    head = subprocess.run(asked, check=True, capture_output=True, text=True).stdout.strip()
+    before = git_revision()
+    with program_is(tmp_path / "program.py"):
+        assert git_revision() == head != before
+    assert git_revision() == before

@@ -70,6 +70,27 @@ TRAINED = TRAINED.replace(
 )
 """An experiment that can be run, and read other data in each process."""
 
+TINY = SMALL.replace(
+    'xt.TrainerConfig(logger=xt.LoggerConfig(log_path="runs/small"))',
+    "xt.TrainerConfig(callbacks=[xt.ModelCheckpointConfig(monitor='loss', mode='min', "
+    "every_n_steps=3, enable_async_checkpointing=False)], "
+    'logger=xt.LoggerConfig(log_path="runs/tiny", log_every_n_steps=3, '
+    "log_tools=[xt.FileLoggerConfig()]))",
+)
+TINY += """
+
+def make_loaders(data):
+    import numpy as np
+
+    inputs = np.random.default_rng(0).normal(size=(96, 8)).astype(np.float32)
+    sets = {"train": inputs[:48], "val": inputs[48:72], "test": inputs[72:]}
+    loader = lambda name: xt.ArrayLoader({"inputs": sets[name]}, data.batch_size)
+    print("reading the data")
+    return {name: loader(name) for name in sets}
+"""
+TINY = TINY.replace("ConfigDict({", "ConfigDict({'resume': 'auto', ")
+"""An experiment without a function of its own that trains: 3 steps an epoch, with three sets."""
+
 
 def write_experiment(folder: Path, text: str = SMALL) -> str:
     """Writes an experiment file and returns its path."""

@@ -1,5 +1,6 @@
 """Is an experiment file run as the user meant it, and are all its mistakes told?"""
 
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,10 @@ def path_of_python() -> Iterator[None]:
     before = list(sys.path)
     yield
     sys.path[:] = before
-    sys.modules.pop("xtrainer_experiment_small_experiment", None)
+    for name in ("small_experiment", "classes_of_an_experiment", "json"):
+        sys.modules.pop(f"xtrainer_experiment_{name}", None)
+    sys.modules.pop("small_experiment", None)
+    sys.modules.pop("classes_of_an_experiment", None)
 
 
 def test_a_file_finds_its_neighbours(tmp_path: Path) -> None:
@@ -24,6 +28,23 @@ def test_a_file_finds_its_neighbours(tmp_path: Path) -> None:
     text = SMALL.replace("import jax\n", "import jax\nfrom neighbour_of_small import STEPS\n")
     experiment = load_experiment(write_experiment(tmp_path, text.replace(": 2,", ": STEPS,")))
     assert experiment.get_config().num_epochs == 7
+
+
+def test_its_classes_can_be_imported_by_processes_of_a_loader(tmp_path: Path) -> None:
+    path = tmp_path / "classes_of_an_experiment.py"
+    path.write_text(SMALL, encoding="utf-8")
+    made = load_experiment(path).make_trainer
+    code = f"from {made.__module__} import Regression; print(Regression.__name__)"
+    command = [sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}; {code}"]
+    assert subprocess.run(command, capture_output=True, text=True).stdout == "Regression\n"
+
+
+def test_a_module_of_the_same_name_stays_what_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "json.py"
+    path.write_text(SMALL, encoding="utf-8")
+    before = sys.modules["json"]
+    assert load_experiment(path).make_trainer.__module__ == "xtrainer_experiment_json"
+    assert sys.modules["json"] is before
 
 
 def test_its_main_part_does_not_run(tmp_path: Path) -> None:
@@ -44,6 +65,25 @@ def test_a_file_without_a_function_is_told_what_to_add(tmp_path: Path) -> None:
     text = SMALL.replace("def make_trainer(", "def build(")
     with pytest.raises(UsageError, match=r"no function make_trainer\. Add make_trainer\(config"):
         load_experiment(write_experiment(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "x = 1\nimport nowhere_at_all\n",
+            "line 2, in <module>\n    import nowhere_at_all\nModule",
+        ),
+        ("def f(:\n", "line 1\n    def f(:\n          ^\nSyntaxError: invalid syntax"),
+    ],
+)
+def test_a_file_that_cannot_be_run_is_told_without_our_own_lines(
+    tmp_path: Path, text: str, said: str
+) -> None:
+    path = write_experiment(tmp_path, text)
+    with pytest.raises(UsageError) as error:
+        load_experiment(path)
+    assert str(error.value).startswith(f'{path} cannot be run:\n  File "{path}", {said}')
 
 
 def test_what_is_no_python_file_is_refused(tmp_path: Path) -> None:

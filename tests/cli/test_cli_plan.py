@@ -84,7 +84,18 @@ def test_all_mistakes_of_the_settings_are_told_together(
     said = capsys.readouterr().out
     assert "There is no --config.trianer.seed" in said
     assert "config.optimizer.nmae: OptimizerConfig has no such field" in said
-    assert len(json.loads(json_file.read_text(encoding="utf-8"))["problems"]) == 2
+    assert "trainer.seed: found -1" in said
+    assert len(json.loads(json_file.read_text(encoding="utf-8"))["problems"]) == 3
+
+
+def test_a_document_for_a_program_is_all_that_is_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    path = write_experiment(tmp_path, SMALL.replace("def make", "print('hello')\n\n\ndef make"))
+    assert main(["plan", path, "--devices=8", "--no-compile", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["num_devices"] == 8
+    assert main(["plan", path, "--devices=8", "--json", "--config.nothing=1"]) == 1
+    assert json.loads(capsys.readouterr().out)["holds"] is False
 
 
 def test_more_memory_than_the_limit_ends_with_one(

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 
 from xtrainer.errors import FolderInUseError
 from xtrainer.launch import folder_lock
-from xtrainer.launch.folder_lock import LOCK_FILE, FolderLock
+from xtrainer.launch.folder_lock import LOCK_FILE, FolderLock, holder_of
 
 ROOT = Path(__file__).resolve().parents[2]
 HOLD = """
@@ -29,7 +30,7 @@ time.sleep(60)
 HOLD_AND_FORK = """
 import os, sys, time
 from pathlib import Path
-from xtrainer.launch.folder_lock import FolderLock
+from xtrainer.launch.folder_lock import FolderLock, holder_of
 lock = FolderLock(Path(sys.argv[1]))
 if os.fork() == 0:
     print(os.getpid(), flush=True)
@@ -172,3 +173,20 @@ def test_folders_that_it_has_made_are_removed_where_nothing_is_in_them(tmp_path:
     (tmp_path / "new" / "folder" / "kept").touch()
     lock.release()
     assert [path.name for path in (tmp_path / "new" / "folder").iterdir()] == ["kept"]
+
+
+def test_who_only_looks_is_told_who_writes_and_changes_nothing(tmp_path: Path, holder) -> None:
+    assert (holder_of(tmp_path) or "").startswith(f"process {holder.pid} on ")
+    holder.kill()
+    holder.wait()
+    assert holder_of(tmp_path) is None
+    assert [path.name for path in tmp_path.iterdir()] == [LOCK_FILE]
+    assert holder_of(tmp_path / "gone") is None
+
+
+def test_a_run_that_starts_while_someone_looks_is_not_refused(tmp_path: Path) -> None:
+    (tmp_path / LOCK_FILE).touch()
+    with open(tmp_path / LOCK_FILE) as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        threading.Timer(0.02, fcntl.flock, (file, fcntl.LOCK_UN)).start()
+        FolderLock(tmp_path).release()

@@ -286,6 +286,7 @@ class ModelCheckpoint(Callback):
                 monitor_mode=None if config.monitor is None else config.direction,
                 async_save=config.enable_async_checkpointing,
                 save_timeout_s=self.trainer.trainer_config.save_timeout_s,
+                on_saved=self.trainer.note_saved,
             )
         return self._manager
 

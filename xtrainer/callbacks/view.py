@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 from jax.sharding import Mesh
 
-from xtrainer.checkpoint import CheckpointItems
+from xtrainer.checkpoint import CheckpointItems, Saved
 from xtrainer.loggers import LoggerTool
 from xtrainer.metrics import History
 from xtrainer.state import Progress, TrainState
@@ -145,6 +145,10 @@ class CallbackTrainer(Protocol):
         self, save_optimizer_state: bool, save_dataloader_state: bool, metrics: HostMetrics
     ) -> CheckpointItems:
         """Returns what a checkpoint of the present step holds."""
+        ...
+
+    def note_saved(self, saved: Saved) -> None:
+        """Takes notice of a save that is over; called by another thread."""
         ...
 
     def evaluate_with(

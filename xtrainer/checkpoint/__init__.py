@@ -36,6 +36,7 @@ from xtrainer.checkpoint.migrate import migrate
 from xtrainer.checkpoint.removal import set_aside
 from xtrainer.checkpoint.restore import restore_partial, restore_state
 from xtrainer.checkpoint.starts import note_failed_start, steps_to_leave_out
+from xtrainer.checkpoint.under_way import Saved
 from xtrainer.checkpoint.usable import Choice, choose_usable
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "CheckpointItems",
     "CheckpointManager",
     "Choice",
+    "Saved",
     "check_json",
     "checked_step",
     "choose_usable",

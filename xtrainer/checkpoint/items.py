@@ -1,12 +1,13 @@
 """What does one step hold? The state, and everything else as JSON, saved as one unit."""
 
+import contextlib
 import functools
 import importlib.metadata
 import math
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,13 +141,37 @@ def numerics() -> dict[str, JSON]:
     return {name: getattr(jax.config, name) for name in names}
 
 
+class _Program:
+    """Which file is the program, where it is another than the one Python was started with."""
+
+    path: str | None = None
+
+
 @functools.cache
+def _program() -> _Program:
+    return _Program()
+
+
+@contextlib.contextmanager
+def program_is(path: str | Path) -> Iterator[None]:
+    """Says which file is the program inside, where a command such as ``xtrainer train`` runs it."""
+    before, _program().path = _program().path, str(path)
+    try:
+        yield
+    finally:
+        _program().path = before
+
+
 def git_revision() -> str | None:
     """Returns the commit of the program that runs, None where it is in no repository of git.
 
     A program whose folder has changes that are not committed has a ``+`` behind it.
     """
-    path = getattr(sys.modules.get("__main__"), "__file__", None)
+    return _git_revision(_program().path or getattr(sys.modules.get("__main__"), "__file__", None))
+
+
+@functools.cache
+def _git_revision(path: str | None) -> str | None:
     folder = Path(path).resolve().parent if path else Path.cwd()
 
     def ask(*command: str) -> str | None:

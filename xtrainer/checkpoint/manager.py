@@ -1,8 +1,11 @@
 """How is a step written? Whole or not at all, in the background, and old ones removed after it."""
 
 import copy
+import functools
 import os
+import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -41,7 +44,7 @@ from xtrainer.checkpoint.removal import (
     supersede,
 )
 from xtrainer.checkpoint.snapshot import HostCopy
-from xtrainer.checkpoint.under_way import Save
+from xtrainer.checkpoint.under_way import Save, Saved
 from xtrainer.counts import as_int, wanted_count
 from xtrainer.errors import (
     CheckpointError,
@@ -75,6 +78,7 @@ class CheckpointManager:
             CPU backend the copy is kept until :meth:`close` for the saves to come, so it takes the
             memory of one more state; where that is not free, saves do without and cost more time.
         save_timeout_s: Seconds after which a save that is not written has failed; <= 0: never.
+        on_saved: Called by another thread as soon as a save is committed or has failed.
 
     Raises:
         CheckpointError: If an argument is wrong or the folder cannot be used.
@@ -87,6 +91,7 @@ class CheckpointManager:
         monitor_mode: MonitorMode | None = None,
         async_save: bool = True,
         save_timeout_s: float = 1800.0,
+        on_saved: Callable[[Saved], None] | None = None,
     ) -> None:
         if max_to_keep is not None and max_to_keep < 1:
             raise CheckpointError(
@@ -101,6 +106,7 @@ class CheckpointManager:
         self.monitor_mode: MonitorMode | None = monitor_mode
         self.async_save = async_save
         self._limit_s = save_timeout_s if save_timeout_s > 0 else LONG_S
+        self._on_saved = on_saved
         self._save: Save | None = None
         self._closed = False
         self._needed = 0
@@ -181,8 +187,18 @@ class CheckpointManager:
         self._save = save = Save(step, value, self._limit_s)
         parts = (self.folder, meta, fingerprints, self._arrays, self._run)
         save.done = self._committer.submit(save.commit, *parts)
+        if self._on_saved is not None:
+            tell = functools.partial(self._tell, self._on_saved, save, self._needed)
+            save.done.add_done_callback(tell)
         if not self.async_save:
             self.wait()
+
+    def _tell(
+        self, on_saved: Callable[[Saved], None], save: Save, size: int, done: Future[None]
+    ) -> None:
+        error, seconds = done.exception(), time.monotonic() - save.begun
+        problem = None if error is None else f"{type(error).__name__}: {error}"
+        on_saved(Saved(self.folder, save.step, seconds, size, problem))
 
     def rank(self, step: int, metric: float) -> None:
         """Gives a step that is saved already the metric it is ranked by.

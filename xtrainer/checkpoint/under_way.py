@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from xtrainer.checkpoint.backend import ArrayWriter
 from xtrainer.checkpoint.commit import RunId, reached, require_newest, seal
@@ -20,6 +21,28 @@ from xtrainer.launch.exits import leave_in_any_case
 from xtrainer.types import JSON
 
 _GRACE_S = 5.0
+
+
+class Saved(NamedTuple):
+    """A save that is over.
+
+    Attributes:
+        folder: Of the steps.
+        step: Its step.
+        seconds: How long it was under way.
+        num_bytes: Of the arrays.
+        problem: Why it has failed; None: it is committed.
+
+    Example:
+        >>> Saved(Path("run/checkpoints"), 200, 0.5, 2**20).problem is None
+        True
+    """
+
+    folder: Path
+    step: int
+    seconds: float
+    num_bytes: int
+    problem: str | None = None
 
 
 @dataclass

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from xtrainer.cli.experiment import UsageError
+from xtrainer.cli.usage import UsageError
 from xtrainer.errors import require
 
 _QUIET = {

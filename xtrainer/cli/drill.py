@@ -12,9 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from xtrainer.cli.drills import DRILLS, Outcome, run_drills
-from xtrainer.cli.experiment import UsageError, whole
 from xtrainer.cli.runner import RunFailed, runner_of
-from xtrainer.cli.tables import show_bytes
+from xtrainer.cli.screen import show_bytes
+from xtrainer.cli.usage import UsageError, sub_parser, whole
 
 _EXAMPLES = """\
 examples:
@@ -27,13 +27,12 @@ survived; 1 something was not; 2 the command line cannot be followed."""
 
 def add_parser(commands: Any) -> None:
     """Adds the sub-command to those of a parser."""
-    parser = commands.add_parser(
+    parser = sub_parser(
+        commands,
         "drill",
-        help="what a run survives: kills, NaN, full disks and more",
-        description="Runs an experiment as it is, then again with each injection, and compares.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        "Runs an experiment as it is, then again with each injection, and compares.",
+        _EXAMPLES,
+        takes_settings=True,
     )
     add = parser.add_argument
     add("experiment", help="a Python file with get_config() and run(config)")

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from xtrainer.cli.devices import choose_devices
-from xtrainer.cli.experiment import Experiment, UsageError, config_problems, load_experiment
+from xtrainer.cli.experiment import Experiment, load_experiment, read_config
+from xtrainer.cli.screen import nothing_printed, print_json
 from xtrainer.cli.tables import print_plan, print_problems
 from xtrainer.cli.unused import noting_reads, unused_settings
-from xtrainer.config import Config, parse_config
+from xtrainer.cli.usage import UsageError, sub_parser
+from xtrainer.config import Config
 from xtrainer.errors import ConfigError, XTrainerError
 from xtrainer.parallel import build_mesh
 from xtrainer.trainer import ModelConfig, shapes_only
@@ -30,6 +30,7 @@ examples:
 exit codes: 0 the plan holds; 1 it does not (a mistake in the config, sizes that do not divide, more
 memory than the limit: all are told); 2 the command line cannot be followed."""
 
+_STDOUT = Path("-")
 _UNITS = {"": 1, "B": 1} | {
     f"{letter}{kind}": base**power
     for power, letter in enumerate("KMGT", 1)
@@ -39,13 +40,12 @@ _UNITS = {"": 1, "B": 1} | {
 
 def add_parser(commands: Any) -> None:
     """Adds the sub-command to those of a parser."""
-    parser = commands.add_parser(
+    parser = sub_parser(
+        commands,
         "plan",
-        help="what a run will need, before it is run",
-        description="Says what a run will need: mesh, parameters, memory, operations, lengths.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        "Says what a run will need: mesh, parameters, memory, operations, lengths.",
+        _EXAMPLES,
+        takes_settings=True,
     )
     add = parser.add_argument
     add("experiment", help="a Python file with get_config() and make_trainer(config, mesh=None)")
@@ -61,7 +61,14 @@ def add_parser(commands: Any) -> None:
         "--eval-rows", type=_count, metavar="N", help="rows of an evaluation batch (default: train)"
     )
     add("--no-compile", action="store_true", help="only what shapes tell: seconds for any model")
-    add("--json", type=Path, metavar="FILE", help="write the plan there as well")
+    add(
+        "--json",
+        type=Path,
+        nargs="?",
+        const=_STDOUT,
+        metavar="FILE",
+        help="write the plan there as well; without FILE print it, and nothing else",
+    )
     parser.set_defaults(run=run)
 
 
@@ -73,35 +80,37 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         MissingDependencyError: If the TPU's compiler is asked for and missing.
     """
     start = time.perf_counter()
+    is_document = options.json == _STDOUT
+    with nothing_printed(is_document):
+        experiment, plan, problems = _find(options, overrides)
+    seconds = time.perf_counter() - start
+    data = {"holds": False, "problems": problems} if plan is None else plan.to_json()
+    if is_document:
+        print_json(data)
+    elif options.json is not None:
+        _write(options.json, data)
+    if plan is not None and not is_document:
+        print_plan(plan, experiment.path.name, options.target, seconds)
+    elif not is_document:
+        print_problems(experiment.path.name, problems)
+    return 0 if plan is not None and plan.holds else 1
+
+
+def _find(
+    options: argparse.Namespace, overrides: Sequence[str]
+) -> tuple[Experiment, RunPlan | None, list[str]]:
+    """Returns the experiment, and its plan or why there is none."""
     devices = choose_devices(options.devices, options.target)
     experiment = load_experiment(options.experiment)
-    config, problems = _read_config(experiment.get_config(), overrides)
-    plan = None
-    if not problems:
-        try:
-            plan = _make_plan(experiment, config, devices, options)
-        except ConfigError as error:
-            problems = list(error.problems)
-        except XTrainerError as error:
-            problems = [str(error)]
-    seconds = time.perf_counter() - start
-    if options.json is not None:
-        _write(options.json, plan, problems)
-    if plan is None:
-        print_problems(experiment.path.name, problems)
-        return 1
-    print_plan(plan, experiment.path.name, options.target, seconds)
-    return 0 if plan.holds else 1
-
-
-def _read_config(config: ConfigDict, overrides: Sequence[str]) -> tuple[ConfigDict, list[str]]:
-    """Returns the config with the overrides, and every mistake in either."""
-    problems = []
+    config, problems = read_config(experiment.get_config(), overrides)
+    if problems:
+        return experiment, None, problems
     try:
-        config = parse_config(config, overrides)
+        return experiment, _make_plan(experiment, config, devices, options), []
     except ConfigError as error:
-        problems += error.problems
-    return config, problems + config_problems(config)
+        return experiment, None, list(error.problems)
+    except XTrainerError as error:
+        return experiment, None, [str(error)]
 
 
 def _make_plan(
@@ -127,8 +136,7 @@ def _make_plan(
     return dataclasses.replace(plan, notes=(*plan.notes, *notes))
 
 
-def _write(path: Path, plan: RunPlan | None, problems: list[str]) -> None:
-    data = {"holds": False, "problems": problems} if plan is None else plan.to_json()
+def _write(path: Path, data: dict[str, Any]) -> None:
     try:
         path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
     except OSError as error:

@@ -18,8 +18,9 @@ from xtrainer.checkpoint.items import listed
 from xtrainer.checkpoint.metadata import CHECKPOINTS_FOLDER, list_steps
 from xtrainer.checkpoint.usable import choose_usable
 from xtrainer.cli.compared_run import CompareConfig, Comparison
-from xtrainer.cli.experiment import UsageError, load_experiment, whole
+from xtrainer.cli.experiment import load_experiment
 from xtrainer.cli.replayed_run import Outcome, ReplayConfig, Replayed, replayed
+from xtrainer.cli.usage import UsageError, sub_parser, whole
 from xtrainer.config import parse_config
 from xtrainer.errors import CheckpointError, ConfigError, XTrainerError
 from xtrainer.trainer.box_files import RecordError, read_records
@@ -45,14 +46,13 @@ _NORMS = 10
 
 def add_parser(commands: Any) -> None:
     """Adds the sub-command to those of a parser."""
-    parser = commands.add_parser(
+    parser = sub_parser(
+        commands,
         "replay",
-        help="where in a refused step the first NaN or Inf appears",
-        description="Takes a step of a run again and names the first module, operation or "
+        "Takes a step of a run again and names the first module, operation or "
         "parameter that is not finite.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        _EXAMPLES,
+        takes_settings=True,
     )
     add = parser.add_argument
     add("folder", type=Path, metavar="RUN", help="the run folder")

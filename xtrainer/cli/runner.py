@@ -12,7 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
-from xtrainer.cli.experiment import UsageError, load_experiment
+from xtrainer.cli.experiment import load_experiment
+from xtrainer.cli.usage import UsageError
 from xtrainer.testing import Fault, Journal, read_journal
 
 _LAST_LINES = 30

@@ -5,16 +5,22 @@ from collections.abc import Iterable
 from typing import Any
 
 from rich import box
-from rich.console import Console
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from xtrainer.cli.screen import (
+    make_console,
+    make_grid,
+    print_indented,
+    print_list,
+    print_title,
+    show_bytes,
+    show_digits,
+)
 from xtrainer.tuning import RunPlan, StepPlan
 from xtrainer.tuning.course import Checkpoints
 from xtrainer.tuning.layout import ParameterRow
 
-WIDTH = 100
 ALIKE = 2
 """From so many parameters on that differ in numbers of their paths alone, they share a line."""
 
@@ -39,7 +45,7 @@ def print_plan(plan: RunPlan, name: str, target: str | None, seconds: float) -> 
         target: The TPU topology that was asked for; None: none.
         seconds: How long planning took.
     """
-    console = _console()
+    console = make_console()
     kind = plan.platform if plan.device_kind == plan.platform else plan.device_kind
     where = f"{plan.num_devices} × {kind}" + (f" ({target})" if target else "")
     console.print(Text(f"{name} on {where}", style="bold"))
@@ -51,37 +57,24 @@ def print_plan(plan: RunPlan, name: str, target: str | None, seconds: float) -> 
         ("the run", _course(plan)),
     ):
         if title:
-            console.print(Text(f"\n{title}", style="bold"))
-        console.print(Padding(table, (0, 0, 0, 1)))
+            print_title(console, title)
+        print_indented(console, table)
     if plan.notes:
-        console.print(Text("\nnotes", style="bold"))
-        _print_list(console, plan.notes)
+        print_title(console, "notes")
+        print_list(console, plan.notes)
     end = f"({seconds:.1f} s)"
     if plan.holds:
         console.print(Text(f"\nThe plan holds. {end}", style="bold green"))
     else:
         console.print(Text(f"\nThe plan does not hold: {end}", style="bold red"))
-        _print_list(console, plan.problems)
+        print_list(console, plan.problems)
 
 
 def print_problems(name: str, problems: Iterable[str]) -> None:
     """Prints why there is no plan."""
-    console = _console()
+    console = make_console()
     console.print(Text(f"{name}: there is no plan, because:", style="bold red"))
-    _print_list(console, problems)
-
-
-def show_bytes(count: int) -> str:
-    """Returns a number of bytes in the largest unit that leaves a number of at least 1.
-
-    Example:
-        >>> show_bytes(512), show_bytes(3_598_888), show_bytes(17 * 2**30)
-        ('512 B', '3.43 MiB', '17.0 GiB')
-    """
-    number, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB", "PiB"]
-    while number >= 1024 and len(units) > 1:
-        number, units = number / 1024, units[1:]
-    return f"{_digits(number) if units[0] != 'B' else count} {units[0]}"
+    print_list(console, problems)
 
 
 def show_flops(count: float) -> str:
@@ -94,32 +87,11 @@ def show_flops(count: float) -> str:
     units = ["", "k", "M", "G", "T", "P", "E"]
     while count >= 1000 and len(units) > 1:
         count, units = count / 1000, units[1:]
-    return f"{_digits(count)} {units[0]}FLOP"
-
-
-def _digits(number: float) -> str:
-    return f"{number:.2f}" if number < 10 else f"{number:.1f}" if number < 100 else f"{number:.0f}"
-
-
-def _console() -> Console:
-    console = Console(highlight=False)
-    console.width = min(console.width, WIDTH) if console.is_terminal else WIDTH
-    return console
-
-
-def _print_list(console: Console, lines: Iterable[str]) -> None:
-    table = _grid()
-    for line in lines:
-        table.add_row("-", Text(line))
-    console.print(Padding(table, (0, 0, 0, 1)))
-
-
-def _grid() -> Table:
-    return Table.grid(padding=(0, 2, 0, 0))
+    return f"{show_digits(count)} {units[0]}FLOP"
 
 
 def _facts(plan: RunPlan) -> Table:
-    table, batch = _grid(), plan.batch
+    table, batch = make_grid(), plan.batch
     elements = sum(row.elements for row in plan.parameters)
     size = sum(row.num_bytes for row in plan.parameters)
     table.add_row("mesh", ", ".join(f"{name}={size}" for name, size in plan.mesh.items()))
@@ -225,7 +197,7 @@ def _work(plan: RunPlan) -> Table:
 
 
 def _course(plan: RunPlan) -> Table:
-    table, schedule = _grid(), plan.schedule
+    table, schedule = make_grid(), plan.schedule
     unknown = "known when the data is read"
     steps = unknown if schedule.steps is None else f"{schedule.steps:,}"
     epochs = unknown if schedule.epochs is None else f"{schedule.epochs:,}"

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from xtrainer.cli.experiment import UsageError, whole
 from xtrainer.cli.runner import RunFailed, Runner, runner_of
+from xtrainer.cli.usage import UsageError, sub_parser, whole
 from xtrainer.testing import Difference, Fault, Journal, choose_kills, compare
 
 _EXAMPLES = """\
@@ -27,13 +27,12 @@ followed."""
 
 def add_parser(commands: Any) -> None:
     """Adds the sub-command to those of a parser."""
-    parser = commands.add_parser(
+    parser = sub_parser(
+        commands,
         "verify-resume",
-        help="whether a run that is killed and goes on ends the same",
-        description="Runs an experiment as it is, then again with kills, and compares both.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        "Runs an experiment as it is, then again with kills, and compares both.",
+        _EXAMPLES,
+        takes_settings=True,
     )
     add = parser.add_argument
     add("experiment", help="a Python file with get_config() and run(config)")

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from xtrainer.callbacks import ModelCheckpointConfig
-from xtrainer.cli.experiment import UsageError, load_experiment
+from xtrainer.cli.experiment import load_experiment
+from xtrainer.cli.usage import UsageError
 from xtrainer.config import parse_config
 from xtrainer.config.encode import CLASS_KEY
 from xtrainer.launch import enable_compilation_cache, initialize

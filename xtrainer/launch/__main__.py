@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from xtrainer.errors import ConfigError
-from xtrainer.launch.local import run_local
+from xtrainer.launch.command import add_options, follow, is_setting
 
 _EXAMPLE = """\
 example, a run of two processes with four virtual CPU devices each:
@@ -25,21 +25,12 @@ def main(arguments: Sequence[str]) -> int:
     """
     parser = _parser()
     split = list(arguments).index("--") if "--" in arguments else len(arguments)
-    options, unknown = parser.parse_known_args(arguments[:split])
+    options, rest = parser.parse_known_args(arguments[:split])
+    unknown = [argument for argument in rest if not is_setting(argument)]
     if unknown:
         parser.error(f"found {unknown[0]!r}, which is no option; the script goes behind --")
-    command = list(arguments[split + 1 :])
-    if not command:
-        parser.error("found no script; put it behind the options and --, as in: -n 2 -- train.py")
     try:
-        return run_local(
-            [sys.executable, *command],
-            num_processes=options.num_processes,
-            devices_per_process=options.devices_per_process,
-            timeout_s=options.timeout,
-            failure_grace_s=options.failure_grace,
-            stop_grace_s=options.stop_grace,
-        )
+        return follow(options, rest, list(arguments[split + 1 :]))
     except ConfigError as error:
         parser.error(str(error))
 
@@ -53,40 +44,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "-n",
-        "--num-processes",
-        type=int,
-        required=True,
-        metavar="N",
-        help="how many processes the run has",
-    )
-    parser.add_argument(
-        "--devices-per-process",
-        type=int,
-        metavar="D",
-        help="virtual CPU devices of each process; the run is then on the CPU",
-    )
-    parser.add_argument(
-        "--timeout",
-        type=float,
-        metavar="S",
-        help="seconds that the run may take; then exit code 124",
-    )
-    parser.add_argument(
-        "--failure-grace",
-        type=float,
-        default=5.0,
-        metavar="S",
-        help="seconds from a failure until the other processes are killed (default: %(default)g)",
-    )
-    parser.add_argument(
-        "--stop-grace",
-        type=float,
-        default=60.0,
-        metavar="S",
-        help="seconds from Ctrl-C or SIGTERM until all are killed (default: %(default)g)",
-    )
+    add_options(parser)
     return parser
 
 

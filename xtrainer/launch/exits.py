@@ -67,6 +67,11 @@ def exit_code() -> int:
     return ERROR_CODE if code is None else code
 
 
+def code_of_run() -> int:
+    """Returns the code that the newest run of this program asks for, 0 where there was none."""
+    return watch_exit().of_run
+
+
 def note_end_of_run(code: int) -> None:
     """Lets this program end with a code where it ends without an error; the newest run counts.
 

@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import socket
+import time
 import weakref
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from xtrainer.json_text import parse_json
 
 LOCK_FILE = "RUN.lock"
 _LOG = logging.getLogger(__name__)
+_LOOK_S = 0.1
+"""Who only looks whether a folder is locked holds it for a moment, and is waited for."""
 _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
 
@@ -61,7 +64,7 @@ class FolderLock:
         except FileNotFoundError:  # who has made the folder has removed it meanwhile
             return -1
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(file)
         except OSError as error:
             if error.errno in _NO_LOCKS:
                 _warn_of_no_locks(self.path.parent, str(error))
@@ -103,6 +106,41 @@ class FolderLock:
 
     def __exit__(self, *_: object) -> None:
         self.release()
+
+
+def holder_of(folder: Path) -> str | None:
+    """Returns who writes to a folder now, None where nobody does; changes nothing.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> with FolderLock(folder):
+        ...     holder_of(folder)[:8]
+        'process '
+        >>> holder_of(folder) is None
+        True
+    """
+    try:
+        file = os.open(folder / LOCK_FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _holder(file)
+    except OSError:  # no locks here
+        return None
+    finally:
+        os.close(file)
+    return None
+
+
+def _lock(file: int) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        time.sleep(_LOOK_S)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @functools.cache

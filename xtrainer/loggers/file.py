@@ -16,7 +16,7 @@ from xtrainer.errors import MetricError
 from xtrainer.json_text import parse_json
 from xtrainer.loggers.base import LoggerTool, LoggerToolConfig, NullLogger, finish_all, host_floats
 from xtrainer.loggers.guarded import LATE_ROWS
-from xtrainer.loggers.lines import LineFile
+from xtrainer.loggers.lines import LineFile, cut_after_last_newline, tail_of
 from xtrainer.loggers.media import Cell, file_name, table_csv
 from xtrainer.types import JSON, HostMetrics
 
@@ -202,7 +202,7 @@ class CsvTable:
 
     def _reopen(self) -> None:
         if self.path.exists():
-            _cut_after_last_newline(self.path)
+            cut_after_last_newline(self.path)
             with open(self.path, encoding="utf-8", newline="") as file:
                 self._columns = next(csv.reader(file), [])
         self._file = LineFile(self.path)
@@ -327,32 +327,14 @@ def _mend_rows(path: Path) -> None:
     """Ends a last row that lacks only its newline, and takes off one that is torn."""
     if not path.exists():
         return
-    tail = _tail(path)
+    tail = tail_of(path)
     if not tail:
         return
     if _decode_row(tail.decode("utf-8", errors="replace")) is None:
-        _cut_after_last_newline(path)
+        cut_after_last_newline(path)
     else:
         with open(path, "ab") as file:
             file.write(b"\n")
-
-
-def _tail(path: Path) -> bytes:
-    """Returns what follows the last newline of a file, reading back from its end."""
-    with open(path, "rb") as file:
-        position = file.seek(0, os.SEEK_END)
-        tail = b""
-        while position > 0 and b"\n" not in tail:
-            size = min(65536, position)
-            position = file.seek(position - size)
-            tail = file.read(size) + tail
-    return tail.rpartition(b"\n")[2]
-
-
-def _cut_after_last_newline(path: Path) -> None:
-    tail = _tail(path)
-    if tail:
-        os.truncate(path, path.stat().st_size - len(tail))
 
 
 def _column(key: str) -> str:

@@ -51,3 +51,22 @@ class LineFile:
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
+
+
+def tail_of(path: Path) -> bytes:
+    """Returns what follows the last newline of a file, reading back from its end."""
+    with open(path, "rb") as file:
+        position = file.seek(0, os.SEEK_END)
+        tail = b""
+        while position > 0 and b"\n" not in tail:
+            size = min(65536, position)
+            position = file.seek(position - size)
+            tail = file.read(size) + tail
+    return tail.rpartition(b"\n")[2]
+
+
+def cut_after_last_newline(path: Path) -> None:
+    """Takes off a last line that a killed process has left unfinished."""
+    tail = tail_of(path)
+    if tail:
+        os.truncate(path, path.stat().st_size - len(tail))

@@ -17,11 +17,12 @@ from xtrainer.loop.stop import StopReason
 from xtrainer.loop.together import agree_on_end, agree_on_first_batch
 from xtrainer.loop.train import Loaders, run_training
 from xtrainer.loop.unit import TrainingUnit
-from xtrainer.loop.view import LoopTrainer, OpenRows, RowKeeper, StepHook, Watcher
+from xtrainer.loop.view import Diary, LoopTrainer, OpenRows, RowKeeper, StepHook, Watcher
 from xtrainer.loop.watchdog import Limits, Watchdog
 
 __all__ = [
     "Agenda",
+    "Diary",
     "Ledger",
     "Limits",
     "LoopTrainer",

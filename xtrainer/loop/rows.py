@@ -143,6 +143,7 @@ class Rows:
                 trainer.notify("on_training_log", metrics, last.step)
         self.newest = metrics
         trainer.black_box.note_row(last.step, metrics)
+        trainer.journal.row()
         if self.spikes is not None and self.spiked is None:
             self._look_for_spike(self.spikes, last.step)
 

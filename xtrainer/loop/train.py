@@ -256,6 +256,7 @@ class _Run:
         parts = ", ".join(f"{name} {s:.2f} s" for name, s in spent.items() if s >= 0.005)
         _LOG.info("First step after %.2f s: %s.", sum(spent.values()), parts)
         _LOG.info("Meanwhile %s.", compilation_cache().summary(newest=4))
+        trainer.journal.first_step()
 
     def account_for_compiling(self) -> None:
         """Counts the time in which the steps have waited for a program as compilation."""
@@ -309,6 +310,7 @@ class _Run:
         self.count_read_steps(report)
         for refused in self.in_flight.take_refused():
             trainer.black_box.refused(*refused)
+            trainer.journal.refused(refused[0])
         halted = limit is not None and report.consecutive >= limit
         if self.over or not (halted or report.ended):
             return

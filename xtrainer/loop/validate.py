@@ -46,3 +46,4 @@ def validate(trainer: LoopTrainer, sets: Sources, rows: Rows, key: str, epoch: i
         with always(lambda: rows.log_epoch({**metrics, **spent()}, "val", epoch)):
             trainer.notify("on_validation_epoch_end", metrics, epoch, step)
         trainer.notify("on_epoch_logged", "val", step)
+        trainer.journal.validation()

@@ -74,6 +74,26 @@ class Watcher(Protocol):
         ...
 
 
+class Diary(Protocol):
+    """Who keeps what has happened to the run, and when; a call costs next to nothing."""
+
+    def first_step(self) -> None:
+        """Notes that the first step is done."""
+        ...
+
+    def row(self) -> None:
+        """Notes that a row of metrics was logged."""
+        ...
+
+    def validation(self) -> None:
+        """Notes that a validation was done, and its row logged."""
+        ...
+
+    def refused(self, step: int) -> None:
+        """Notes a step that the guard has refused."""
+        ...
+
+
 class Preparer(Protocol):
     """What puts batches on the devices, all in one shape."""
 
@@ -112,6 +132,11 @@ class LoopTrainer(Protocol):
     @property
     def logger(self) -> LoggerTool:
         """Where metrics go."""
+        ...
+
+    @property
+    def journal(self) -> Diary:
+        """Who keeps what has happened to the run."""
         ...
 
     @property

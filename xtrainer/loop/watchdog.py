@@ -21,6 +21,7 @@ from xtrainer.config.redact import redact
 from xtrainer.errors import HangError
 from xtrainer.launch import peers
 from xtrainer.launch.exchange import allowing, num_processes, runtime_process
+from xtrainer.launch.exits import ERROR_CODE
 from xtrainer.launch.inquiry import (
     Found,
     Standing,
@@ -204,6 +205,8 @@ class Watchdog:
         folder: Where ``crash_PROCESS.json`` is written; None: nowhere.
         flush: Called before the process is ended, so that no row is lost; from another thread.
         clock: Returns seconds; any beginning.
+        tell: Called with the reason and the exit code when the process is about to be ended, by
+            another thread.
     """
 
     def __init__(
@@ -214,7 +217,9 @@ class Watchdog:
         folder: Path | None = None,
         flush: Callable[[], object] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        tell: Callable[[str, int], object] | None = None,
     ) -> None:
+        self._tell = tell
         self._trainer, self._limits, self._on_hang = trainer, limits, on_hang
         self._folder, self._flush, self._clock = folder, flush, clock
         self._trains = threading.get_ident()
@@ -323,6 +328,7 @@ class Watchdog:
         within(_SHOW_S, lambda: self._record(error, found))
         if self._on_hang == "end":
             within(_FLUSH_S, self._flush_rows)
+            within(_FLUSH_S, lambda: self._give_up(text, error.exit_code))
             peers.leave(error, absent=found.missing)
         self._reported = self._clock()
 
@@ -338,6 +344,11 @@ class Watchdog:
         """Records that another process's failure ends this one."""
         self._write(reason, {})
         self._flush_rows()
+        self._give_up(reason, ERROR_CODE)
+
+    def _give_up(self, reason: str, code: int) -> None:
+        if self._tell is not None:
+            self._tell(reason, code)
 
     def _flush_rows(self) -> None:
         # Where the run is within a logger, it must not be called from here as well.

@@ -10,16 +10,20 @@ Synopsis:
 
 from xtrainer.trainer.assemble import abstract_state, init_state
 from xtrainer.trainer.config import ModelConfig, TrainerConfig
+from xtrainer.trainer.journal_lines import JournalError, JournalLine, read_journal
 from xtrainer.trainer.module import TrainerModule
 from xtrainer.trainer.pretrained import PretrainedMap
 from xtrainer.trainer.shapes import shapes_only
 
 __all__ = [
+    "JournalError",
+    "JournalLine",
     "ModelConfig",
     "PretrainedMap",
     "TrainerConfig",
     "TrainerModule",
     "abstract_state",
     "init_state",
+    "read_journal",
     "shapes_only",
 ]

@@ -7,6 +7,7 @@ from typing import Any, cast
 import jax
 
 from xtrainer.callbacks import EarlyStopping, Plugin
+from xtrainer.checkpoint import Saved
 from xtrainer.data import batch_spec, num_rows
 from xtrainer.errors import ConfigError, did_you_mean
 from xtrainer.launch import process_count
@@ -160,6 +161,10 @@ class TrainerAnswers(TrainerParts):
         rows = self.progress.batch_rows or num_rows(batch)
         make = self.create_training_step_function
         return compiled.step_flops(make, settings, self.state, batch, rows)
+
+    def note_saved(self, saved: Saved) -> None:
+        """Writes down that a save is over; called by another thread."""
+        self.journal.checkpoint(saved)
 
     def request_stop(self, reason: StopReason = StopReason.REQUESTED, detail: str = "") -> None:
         """Ends training after this step; the first reason is kept.

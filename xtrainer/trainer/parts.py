@@ -49,6 +49,7 @@ from xtrainer.trainer.assemble import (
 )
 from xtrainer.trainer.black_box import BlackBox
 from xtrainer.trainer.config import ModelConfig, TrainerConfig
+from xtrainer.trainer.journal import RunJournal
 from xtrainer.trainer.logged import logged_rows
 from xtrainer.trainer.rate import RateFactors, changes_rate
 from xtrainer.trainer.saving import check_averages, check_folders, config_to_json
@@ -56,7 +57,7 @@ from xtrainer.trainer.seams import TrainerSeams
 from xtrainer.trainer.shapes import wants_shapes
 from xtrainer.trainer.shared import check_same_configs
 from xtrainer.trainer.sources import Sources
-from xtrainer.trainer.view import TrainerView
+from xtrainer.trainer.view import RunDiary, TrainerView
 from xtrainer.types import (
     BatchLike,
     HostMetrics,
@@ -95,6 +96,7 @@ class TrainerParts(TrainerSeams):
     restored_rows: OpenRows | None
     interrupts: Interrupts
     black_box: Watcher
+    journal: RunDiary
     may_save_failed: bool
     results_so_far: dict[str, HostMetrics]
     """What ``train_model`` returns where the run ends now."""
@@ -134,6 +136,7 @@ class TrainerParts(TrainerSeams):
         self.interrupts, self.rates = Interrupts(enabled=False), RateFactors()
         self.history = History(lambda mode: logged_rows(self.trainer_config.logger, mode))
         self.black_box = BlackBox(cast(TrainerView, self))
+        self.journal = RunJournal(cast(TrainerView, self))
         peers.watch()  # also where the program has joined the processes without xtrainer
         if cache := trainer_config.compilation_cache:  # before anything is compiled
             enable_compilation_cache(None if cache is True else cache)

@@ -110,4 +110,5 @@ def tell_of_rollback(trainer: TrainerView) -> None:
     )
     _LOG.warning("%s", text)
     trainer.logger.log_text("rollback", text, step)
+    trainer.journal.rollback(newest)
     trainer.notify("on_rollback", step)

@@ -60,6 +60,11 @@ def train(
             if (earlier := asked_to_end()) is not None:
                 interrupts.ask(earlier)
             results = _train(trainer, plan, loaders, test_loader)
+    except BaseException as error:
+        trainer.journal.stop(error)
+        raise
+    else:
+        trainer.journal.stop(None)
     finally:
         note_end_of_run(_reason(trainer).exit_code)
     if interrupts.asked is not None and not _reason(trainer).was_asked_from_outside:

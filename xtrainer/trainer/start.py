@@ -59,6 +59,7 @@ def check_and_compile(trainer: TrainerView, plan: Plan, loaders: Loaders, test_l
     if not plan.is_online:
         log_model(trainer)
         trainer.log_training_info(*asked, loaders.train, val, test_loader)
+    trainer.journal.start(plan.is_online)
     _let_waits_break_off(trainer)
     if loaders.val and not plan.done(trainer.progress):
         with contextlib.suppress(BrokenOff), trainer.ledger.spent("compile"):

@@ -8,19 +8,44 @@ import optax
 from jax.sharding import Mesh
 
 from xtrainer.callbacks import Callback
+from xtrainer.checkpoint import Saved
 from xtrainer.data import LoaderSource
 from xtrainer.loggers import LoggerTool
-from xtrainer.loop import LoopTrainer, StopReason
+from xtrainer.loop import Diary, LoopTrainer, StopReason
 from xtrainer.metrics import DeviceMetrics
 from xtrainer.optim import OptimizerConfig
 from xtrainer.parallel import BatchLayout
-from xtrainer.state import Progress, TrainState
+from xtrainer.state import Progress, Rollback, TrainState
 from xtrainer.step import EvalExecutor, StepSettings, TrainExecutor
 from xtrainer.trainer.batches import BatchPreparer
 from xtrainer.trainer.config import ModelConfig, TrainerConfig
 from xtrainer.trainer.rate import RateFactors
 from xtrainer.trainer.sources import Sources
 from xtrainer.types import ApplyFn, BatchLike, HostMetrics, LossOutput, PRNGKey, PyTree
+
+
+class RunDiary(Diary, Protocol):
+    """Who keeps what has happened to a run, from its beginning to its end."""
+
+    def start(self, online: bool) -> None:
+        """Begins with a run."""
+        ...
+
+    def checkpoint(self, saved: Saved) -> None:
+        """Notes that a save is over; called by another thread."""
+        ...
+
+    def rollback(self, rollback: Rollback) -> None:
+        """Notes that the run has gone back."""
+        ...
+
+    def stop(self, error: BaseException | None) -> None:
+        """Ends with a run."""
+        ...
+
+    def give_up(self, reason: str, exit_code: int) -> None:
+        """Notes that the process is about to be ended; called by another thread."""
+        ...
 
 
 class TrainerView(LoopTrainer, Protocol):
@@ -50,6 +75,7 @@ class TrainerView(LoopTrainer, Protocol):
     validation_sets: tuple[str | None, ...]
     total_steps: int | None
     logger: LoggerTool
+    journal: RunDiary
     is_own_state: bool
     rates: RateFactors
 
@@ -61,6 +87,10 @@ class TrainerView(LoopTrainer, Protocol):
     @property
     def log_every_n_steps(self) -> int:
         """Steps of a row."""
+        ...
+
+    def step_flops(self) -> float:
+        """Returns the floating-point operations of a training step, of all devices together."""
         ...
 
     def request_stop(self, reason: StopReason = ..., detail: str = "") -> None:

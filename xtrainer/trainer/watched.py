@@ -16,4 +16,5 @@ def watched(trainer: TrainerView) -> Watchdog:
     )
     # Steps that are not compiled are there to be looked at, for as long as it takes.
     on_hang = "report" if config.debug else config.on_hang
-    return Watchdog(trainer, limits, on_hang, trainer.log_path, trainer.logger.flush)
+    ends = {"flush": trainer.logger.flush, "tell": trainer.journal.give_up}
+    return Watchdog(trainer, limits, on_hang, trainer.log_path, **ends)
