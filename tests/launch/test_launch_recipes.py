@@ -11,10 +11,10 @@ import sweep
 import yaml
 
 from xtrainer.errors import CheckpointWriteError, HangError, NoUsableCheckpointError
+from xtrainer.loop import StopReason
 
 FOLDER = Path(__file__).resolve().parents[2] / "experiments" / "launch"
 JOBSET = FOLDER / "gke_jobset.yaml"
-NONFINITE_CODE = 3  # of a run that ends because steps were not finite
 
 
 @pytest.mark.parametrize("name", ["slurm.sbatch", "slurm_array.sbatch", "tpu_pod.sh"])
@@ -132,7 +132,11 @@ def ends_of_a_machine(jobset: dict, code: int, disrupted: bool = False) -> str:
 @pytest.mark.parametrize(
     ("code", "disrupted", "action"),
     [
-        (143, False, "RestartJobSetAndIgnoreMaxRestarts"),  # told to end, and has saved
+        (
+            StopReason.PREEMPTED.exit_code,
+            False,
+            "RestartJobSetAndIgnoreMaxRestarts",
+        ),  # told to end, and has saved
         (137, True, "RestartJobSetAndIgnoreMaxRestarts"),  # preempted, and was too slow
         (143, True, "RestartJobSetAndIgnoreMaxRestarts"),
         (1, False, "RestartJobSet"),
@@ -140,7 +144,7 @@ def ends_of_a_machine(jobset: dict, code: int, disrupted: bool = False) -> str:
         (CheckpointWriteError.exit_code, False, "RestartJobSet"),
         (137, False, "RestartJobSet"),  # out of memory
         (NoUsableCheckpointError.exit_code, False, "FailJobSet"),
-        (NONFINITE_CODE, False, "FailJobSet"),
+        (StopReason.NONFINITE.exit_code, False, "FailJobSet"),
     ],
 )
 def test_the_jobset_restarts_what_a_restart_can_heal(code, disrupted, action):
