@@ -117,17 +117,22 @@ def load_base(trainer: LoraLM, folder: str | Path) -> None:
     trainer.load_pretrained_model(folder, load_best=True, load_optimizer=False, param_map=found)
 
 
-def train_base(config: Any) -> str:
-    """Trains the model of code beside the run folder, unless that is done; returns its folder."""
+def base_config(config: Any, folder: str) -> Any:
+    """Returns the config of a run of ``byte_lm.py`` that trains the model to begin with."""
     own: Any = byte_lm.get_config()
-    folder = f"{config.trainer.logger.log_path}-{BASE}"
     own.trainer.logger.log_path, own.num_train_steps = folder, config.base_steps
     own.trainer.enable_progress_bar = config.trainer.enable_progress_bar
     for name, value in config.model.model_config.base.items():
         own.model.model_config[name] = value
     for name in ("root", "batch_size", "eval_batch_size", "eval_bytes"):
         own.data[name] = config.data[name]
-    byte_lm.run(own)
+    return own.lock()
+
+
+def train_base(config: Any) -> str:
+    """Trains the model of code beside the run folder, unless that is done; returns its folder."""
+    folder = f"{config.trainer.logger.log_path}-{BASE}"
+    byte_lm.run(base_config(config, folder))
     return folder
 
 
