@@ -132,9 +132,9 @@ class GanTrainer(xt.TrainerModule):
 
     def create_training_step_function(self, settings: Any = None) -> Any:
         """Returns the step of two turns; see :func:`xtrainer.make_turns_step`."""
-        settings = settings or self.step_settings()
-        parts = (self.model.apply, self.optimizer, settings)
-        return xt.make_turns_step(self.losses(), self.optimizer_config.groups, *parts)
+        config: Any = self.optimizer_config
+        parts = (self.model.apply, self.optimizer, settings or self.step_settings())
+        return xt.make_turns_step(self.losses(), config.groups, *parts)
 
     def get_metric_postprocess_fn(self) -> Any:
         """Returns a function that says how many modes are covered."""

@@ -21,6 +21,7 @@ from run_record import new_run_folder, say, show, write_record
 import xtrainer as xt
 from xtrainer.config import to_config_dict
 from xtrainer.errors import ConfigError, did_you_mean
+from xtrainer.optim import frozen_patterns
 from xtrainer.tree import num_elements
 
 METHODS = ("lora", "full")
@@ -110,7 +111,7 @@ def make_trainer(config: Any, mesh: Any = None) -> LoraLM:
 
 def load_base(trainer: LoraLM, folder: str | Path) -> None:
     """Puts the best checkpoint of a run of ``byte_lm.py`` in the place of the frozen parameters."""
-    frozen = [f"^params/{BASE}/"] if trainer.optimizer_config.freeze else []
+    frozen = [f"^params/{BASE}/"] if frozen_patterns(trainer.optimizer_config) else []
     found = xt.PretrainedMap(
         rename=[("^params/", f"params/{BASE}/")], skip=[f"^params/(?!{BASE}/)"], freeze=frozen
     )
@@ -179,7 +180,7 @@ def run(config: Any) -> dict[str, dict[str, float]]:
 def trained_parameters(trainer: LoraLM) -> int:
     """Returns how many numbers are trained."""
     params = dict(trainer.state.params)
-    if trainer.optimizer_config.freeze:
+    if frozen_patterns(trainer.optimizer_config):
         params.pop(BASE)
     return num_elements(params)
 

@@ -55,14 +55,13 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Gives a trained model of code, and one that was fine-tuned from it."""
     folder = tmp_path_factory.mktemp("lora")
     config = config_of(folder / "run")
-    own = short(lora.base_config(config, str(folder / "base")))
-    first = byte_lm.make_trainer(own)
-    loader = lora.make_loaders(config.data)["train"]
-    first.train_model(loader, num_train_steps=4)
+    first = byte_lm.make_trainer(lora.base_config(config, str(folder / "base")))
+    loaders = lora.make_loaders(config.data)
+    first.train_model(loaders["train"], loaders["val"], num_train_steps=4)
     before = hashes(folder / "base")
     trainer = lora.make_trainer(short(config))
     lora.load_base(trainer, folder / "base")
-    trainer.train_model(loader, num_train_steps=8)
+    trainer.train_model(loaders["train"], num_train_steps=8)
     return SimpleNamespace(
         run=folder / "run", base=first, before=before, trainer=trainer, folder=folder / "base"
     )

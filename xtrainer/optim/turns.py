@@ -65,7 +65,7 @@ def in_turns(
             moved = part if turn is not None else jax.tree.map(jnp.add, moved, part)
         return moved, TurnsState(inner)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore[reportArgumentType]
 
 
 def takes_turns(opt_state: PyTree) -> bool:
