@@ -5,6 +5,7 @@ Synopsis:
     python experiments/byte_lm.py --config.num_train_steps=40 --config.optimizer.scheduler.lr=1e-3
 """
 
+import functools
 import math
 import time
 from typing import Any
@@ -28,6 +29,9 @@ TENSOR_RULES = (
 )
 """What ``model.parallel.model_axis_size`` divides: columns of the matrices that lead into attention
 and network, rows of those that lead out; ``fsdp`` divides the other dimension."""
+
+BATCH = {"inputs": "uint8", "targets": "uint8", "mask": "float32"}
+"""The arrays of a batch, and their dtypes."""
 
 
 def get_config() -> ConfigDict:
@@ -82,13 +86,18 @@ def get_config() -> ConfigDict:
     return tie(ConfigDict(sections))
 
 
-def tie(config: Any) -> ConfigDict:
-    """Returns the config with what follows from other settings, also when those are overridden."""
+def tie(config: Any, context: tuple[str, ...] = ("model", "model_config")) -> ConfigDict:
+    """Returns the config with what follows from other settings, also when those are overridden.
+
+    Args:
+        context: The section with the transformer's ``context_length``.
+    """
     steps = config.get_oneway_ref("num_train_steps")
     config.trainer.check_val_every_n_steps = (steps + 1) // 2
     config.optimizer.scheduler.decay_steps = steps
     config.optimizer.scheduler.warmup_steps = steps // 10
-    config.data.context_length = config.model.model_config.get_oneway_ref("context_length")
+    section = functools.reduce(getattr, context, config)
+    config.data.context_length = section.get_oneway_ref("context_length")
     return config
 
 
@@ -139,12 +148,11 @@ def make_loaders(data: Any) -> dict[str, Any]:
 def make_trainer(config: Any, mesh: Any = None) -> ByteLM:
     """Returns the trainer; no text is read for it."""
     rows = (config.data.batch_size, config.data.context_length)
-    dtypes = {"inputs": "uint8", "targets": "uint8", "mask": "float32"}
     return ByteLM(
         xt.Config.from_config_dict(xt.TrainerConfig, config.trainer),
         xt.Config.from_config_dict(xt.ModelConfig, config.model),
         xt.Config.from_config_dict(xt.OptimizerConfig, config.optimizer),
-        {name: jax.ShapeDtypeStruct(rows, dtype) for name, dtype in dtypes.items()},
+        {name: jax.ShapeDtypeStruct(rows, dtype) for name, dtype in BATCH.items()},
         mesh,
     )
 

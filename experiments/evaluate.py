@@ -11,6 +11,8 @@ from typing import Any
 
 import byte_lm
 import digits
+import gan
+import lora
 from run_record import read_record, show
 
 import xtrainer as xt
@@ -19,6 +21,8 @@ from xtrainer.errors import ConfigError, did_you_mean
 EXPERIMENTS: dict[str, tuple[type[xt.TrainerModule], Callable[[Any], dict[str, Any]]]] = {
     "byte_lm": (byte_lm.ByteLM, byte_lm.make_loaders),
     "digits": (digits.DigitClassifier, digits.make_loaders),
+    "gan": (gan.GanTrainer, gan.make_loaders),
+    "lora": (lora.LoraLM, lora.make_loaders),
 }
 """What a run folder's record may name; nothing is imported because a file asks for it."""
 

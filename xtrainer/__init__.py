@@ -75,6 +75,7 @@ with epy.lazy_api_imports(globals()):
         make_eval_step,
         make_predict_step,
         make_train_step,
+        make_turns_step,
     )
     from xtrainer.trainer import (
         ModelConfig,
@@ -148,6 +149,7 @@ __all__ = [
     "make_eval_step",
     "make_predict_step",
     "make_train_step",
+    "make_turns_step",
     "parse_config",
     "prefetch",
     "read_metrics",

@@ -7,6 +7,9 @@
 # Before that, once for every machine: the code in REMOTE_DIR (default: xtrainer, below the home
 # folder) and, in the environment that VENV names, `pip install "xtrainer[tpu]"`. PROJECT is that of
 # gcloud unless it is set; the log path is a folder that all machines see.
+#
+# A slice that was preempted is made anew; the same command on the new one goes on at the newest
+# checkpoint. For TPU7x and later, which Cloud TPU's own interface does not know, see gke_jobset.yaml.
 set -euo pipefail
 
 : "${TPU_NAME:?is the name of the TPU, as gcloud compute tpus tpu-vm list shows it}"

@@ -36,7 +36,7 @@ sys.exit(max(task.wait() for task in tasks))
 """
 SCANCEL = """
 import os, signal, sys
-assert sys.argv[1:] == ["--signal=TERM", os.environ["SLURM_JOB_ID"]], sys.argv
+assert sys.argv[1:] == ["--signal=TERM", os.environ["JOB"]], sys.argv
 for task in open("tasks").read().split():
     os.kill(int(task), signal.SIGTERM)
 """
@@ -58,11 +58,19 @@ def options_of(script: str) -> dict[str, str]:
 
 
 def start(
-    folder: Path, script: str, tasks: int = 1, state: str = "RUNNING", preempted: str = "None"
+    folder: Path,
+    script: str,
+    tasks: int = 1,
+    state: str = "RUNNING",
+    preempted: str = "None",
+    array_task: int | None = None,
 ) -> subprocess.Popen:
-    """Runs a batch script as SLURM does, beside programs that stand in for SLURM's."""
+    """Runs a batch script as SLURM does, beside programs that stand in for SLURM's.
+
+    With ``array_task`` as a task of an array, of which it has the number.
+    """
     programs = folder / "bin"
-    programs.mkdir()
+    programs.mkdir(exist_ok=True)
     for name, text in {"srun": SRUN, "scancel": SCANCEL, "scontrol": SCONTROL}.items():
         (programs / name).write_text(f"#!{sys.executable} -S{text}")
         (programs / name).chmod(0o755)
@@ -73,7 +81,11 @@ def start(
         "TASKS": str(tasks),
         "STATE": state,
         "PREEMPTED": preempted,
+        "JOB": JOB,
     }
+    if array_task is not None:
+        own = {"SLURM_ARRAY_JOB_ID": JOB, "SLURM_ARRAY_TASK_ID": str(array_task)}
+        environ |= own | {"JOB": f"{JOB}_{array_task}"}
     (folder / "script").write_text(script)
     return subprocess.Popen(
         ["bash", "script"],
@@ -100,9 +112,9 @@ def end_group(process: subprocess.Popen) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def requeued(folder: Path) -> bool:
+def requeued(folder: Path, job: str = JOB) -> bool:
     asked = folder / "scontrol"
-    return asked.exists() and f"requeue {JOB}" in asked.read_text().splitlines()
+    return asked.exists() and f"requeue {job}" in asked.read_text().splitlines()
 
 
 def test_a_job_asks_for_what_it_is_given():
@@ -119,6 +131,7 @@ def test_a_job_asks_for_what_it_is_given():
         qos="high",
         constraint="a100|h100",
         output="out-%j.txt",
+        array="0-7%4",
         notice_s=300,
         options=("--exclusive", "--mail-type=END"),
     )
@@ -135,6 +148,7 @@ def test_a_job_asks_for_what_it_is_given():
         "--qos": "high",
         "--constraint": "a100|h100",
         "--output": "out-%j.txt",
+        "--array": "0-7%4",
         "--signal": "B:TERM@300",
         "--requeue": "",
         "--open-mode": "append",
@@ -219,6 +233,14 @@ def test_a_run_that_a_preemption_has_stopped_is_queued_again(tmp_path):
     assert requeued(tmp_path)
 
 
+def test_a_preempted_task_of_an_array_is_queued_again_and_the_others_are_not(tmp_path):
+    script = sbatch_script(SlurmJob(array="0-3"), ["true"])
+    finish(start(tmp_path, script, preempted="2026-01-01T00:00:01", array_task=2))
+    assert (tmp_path / "scontrol").read_text().splitlines() == [
+        f"show job {JOB}_2", f"show job {JOB}_2", f"requeue {JOB}_2",
+    ]  # fmt: skip
+
+
 STOPPABLE = """
 import signal, sys, time
 def stop(*_):
@@ -231,10 +253,14 @@ while True: time.sleep(0.05)
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("state", ["RUNNING", "CANCELLED"])
-def test_the_notice_is_passed_on_and_waited_for_and_the_job_queued_again(state, tmp_path):
+@pytest.mark.parametrize(
+    ("state", "array_task"), [("RUNNING", None), ("CANCELLED", None), ("RUNNING", 3)]
+)
+def test_the_notice_is_passed_on_and_waited_for_and_the_job_queued_again(
+    state, array_task, tmp_path
+):
     script = sbatch_script(SlurmJob(), [sys.executable, "-S", "-c", STOPPABLE])
-    process = start(tmp_path, script, tasks=2, state=state)
+    process = start(tmp_path, script, tasks=2, state=state, array_task=array_task)
     ready = tmp_path / "ready"
     end = time.monotonic() + 20
     while not (ready.exists() and len(ready.read_text()) == 2) and time.monotonic() < end:
@@ -248,7 +274,8 @@ def test_the_notice_is_passed_on_and_waited_for_and_the_job_queued_again(state, 
         end_group(process)
         process.communicate()
     assert (tmp_path / "saved").read_text() == "xx"
-    assert requeued(tmp_path) == (state == "RUNNING")  # a cancelled job is not
+    job = JOB if array_task is None else f"{JOB}_{array_task}"
+    assert requeued(tmp_path, job) == (state == "RUNNING")  # a cancelled job is not
 
 
 @pytest.mark.processes
@@ -289,6 +316,7 @@ def test_a_script_is_written_where_it_is_asked_for(tmp_path):
         ({"gpus_per_node": 8, "tasks_per_node": 2}, "tasks_per_node: found 2 tasks for 8 GPUs"),
         ({"notice_s": 30}, "notice_s: found 30, expected at least 60"),
         ({"time_limit": "4h"}, r"time_limit: found '4h', expected for example '04:00:00'"),
+        ({"array": "0..7"}, r"array: found '0..7', expected for example '0-7', '1,3,5'"),
         ({"memory_per_node": "64 GB"}, "memory_per_node: found '64 GB'"),
         ({"job_name": ""}, "job_name: found ''"),
         ({"partition": "a\n#SBATCH --x"}, "partition: found .* expected a text of one line"),

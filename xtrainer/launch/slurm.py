@@ -19,6 +19,7 @@ from xtrainer.errors import ConfigError
 _KILL_WAIT_S = 30  # what remains of the notice when a run that does not stop is queued again
 _TIME = re.compile(r"\d+(:\d\d){0,2}|\d+-\d+(:\d\d){0,2}")
 _MEMORY = re.compile(r"\d+[KMGT]?")
+_ARRAY = re.compile(r"\d+(-\d+(:\d+)?)?(,\d+(-\d+(:\d+)?)?)*(%\d+)?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _TEXTS = ("job_name", "partition", "account", "qos", "constraint", "output")
 
@@ -59,6 +60,9 @@ class SlurmJob:
     """Which features the machines must have."""
     output: str = "slurm-%j.out"
     """Where the output goes; a job that is queued again appends to it."""
+    array: str | None = None
+    """Numbers of the tasks of an array job, as 0-7 or 0-7%4 for four of them at a time; each is a
+    job of its own, with its number in ``SLURM_ARRAY_TASK_ID``."""
     requeue: bool = True
     """Whether the job is queued again after its time, a preemption or a failed machine."""
     notice_s: int = 120
@@ -106,6 +110,7 @@ class SlurmJob:
         for name, form, example in (
             ("time_limit", _TIME, "'04:00:00' or '2-00:00:00'"),
             ("memory_per_node", _MEMORY, "'64G' or '512M'"),
+            ("array", _ARRAY, "'0-7', '1,3,5' or '0-31%4'"),
         ):
             text = getattr(self, name)
             if text is not None and not (isinstance(text, str) and form.fullmatch(text)):
@@ -134,7 +139,8 @@ def sbatch_script(job: SlurmJob, command: Sequence[str]) -> str:
 
     With ``requeue`` the script is told ``notice_s`` before the end and passes that on to the run,
     which saves and stops; then the job is queued again, and the same command resumes. So it is
-    after a preemption. A job that was cancelled is not queued again.
+    after a preemption. A job that was cancelled is not queued again. Of an array each task is told
+    and queued again for itself.
 
     Args:
         job: What to ask for.
@@ -200,6 +206,7 @@ def _options(job: SlurmJob) -> list[str]:
         "qos": job.qos,
         "constraint": job.constraint,
         "output": job.output,
+        "array": job.array,
         # B: the notice goes to the script alone, which passes it on; else to the tasks themselves.
         "signal": f"{'B:' if job.requeue else ''}TERM@{job.notice_s}",
     }
@@ -220,12 +227,15 @@ def _exports(job: SlurmJob) -> list[str]:
 _REQUEUE = """\
 # SLURM tells this script shortly before the end (see --signal). The run is told in turn; when it
 # has saved and stopped, or takes too long to, the job is queued again. A cancelled job is not.
+# One task of an array has the array's own number, which stands for all of its tasks.
 told=
-job_is() {{ scontrol show job "$SLURM_JOB_ID" | grep "$1" >/dev/null; }}
-queue_again() {{ if job_is JobState=RUNNING; then scontrol requeue "$SLURM_JOB_ID"; fi; }}
+job=${{SLURM_ARRAY_JOB_ID:+${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID}}
+job=${{job:-$SLURM_JOB_ID}}
+job_is() {{ scontrol show job "$job" | grep "$1" >/dev/null; }}
+queue_again() {{ if job_is JobState=RUNNING; then scontrol requeue "$job"; fi; }}
 pass_on() {{
     told=1
-    scancel --signal=TERM "$SLURM_JOB_ID"  # to the tasks; a SIGTERM to srun would kill them
+    scancel --signal=TERM "$job"  # to the tasks; a SIGTERM to srun would kill them
     (sleep {wait_s}; queue_again) &
 }}
 trap pass_on TERM

@@ -28,6 +28,7 @@ from xtrainer.optim.rate import build_schedules
 from xtrainer.optim.regularization import RegularizationConfig, regularization_fn
 from xtrainer.optim.scale import is_scalable, scalable, set_update_scale
 from xtrainer.optim.schedules import SchedulerConfig, build_schedule
+from xtrainer.optim.turns import TurnsState, in_turns, takes_turns
 
 __all__ = [
     "AverageState",
@@ -37,6 +38,7 @@ __all__ = [
     "REST",
     "RegularizationConfig",
     "SchedulerConfig",
+    "TurnsState",
     "averaged_params",
     "build_optimizer",
     "build_schedule",
@@ -46,12 +48,14 @@ __all__ = [
     "frozen_patterns",
     "has_average",
     "label_params",
+    "in_turns",
     "is_scalable",
     "path_mask",
     "regularization_fn",
     "regularization_of",
     "scalable",
     "set_update_scale",
+    "takes_turns",
     "unmatched_patterns",
     "with_average",
 ]

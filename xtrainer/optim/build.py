@@ -1,6 +1,7 @@
 """One optimizer from one config: clipping, the optimizer, weight decay, the learning rate."""
 
 import dataclasses
+import functools
 import inspect
 import math
 from collections.abc import Mapping
@@ -8,13 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from xtrainer.config import Config, check_configs
 from xtrainer.errors import ConfigError
 from xtrainer.optim.ema import with_average
-from xtrainer.optim.extra import trial_extra
+from xtrainer.optim.extra import trial_extra, trial_params
 from xtrainer.optim.groups import (
     REST,
     ParamGroupConfig,
@@ -42,6 +42,7 @@ from xtrainer.optim.transforms import (
     freeze,
     in_turn,
 )
+from xtrainer.optim.turns import in_turns, turn_problems
 from xtrainer.registry import optimizers
 from xtrainer.types import PyTree, Schedule
 
@@ -108,6 +109,9 @@ class OptimizerConfig(Config):
     """Arguments of an ``optax.NAME`` or registered optimizer."""
     groups: tuple[ParamGroupConfig, ...] = ()
     """Parameters with a learning rate or a weight decay of their own."""
+    in_turns: bool = False
+    """Whether each group has moments, counts and clipping of its own, so that one can be moved
+    without the others, see :func:`xtrainer.make_turns_step`."""
     ema_decay: float | None = None
     """Decay of an average of the parameters that the optimizer's state keeps, see
     :func:`xtrainer.optim.with_average`; None: there is none. ``EMAConfig`` evaluates with it."""
@@ -122,6 +126,7 @@ class OptimizerConfig(Config):
         unknown = name_problems(self.name)
         found = unknown + _number_problems(self)
         found += group_problems(self.name, self.groups) + lbfgs_problems(self)
+        found += turn_problems(self.in_turns, self.groups, self.ema_decay)
         for name in ("weight_decay_include", "weight_decay_exclude", "freeze"):
             found += pattern_problems(name, getattr(self, name))
         if not unknown:
@@ -157,7 +162,8 @@ def build_optimizer(
 
     The state is a mapping with the keys ``clip_norm, clip_value, optimizer, weight_decay`` and
     ``learning_rate`` (which an ``optax.NAME`` holds inside ``optimizer``), whatever is switched on;
-    with ``ema_decay`` it is ``inner`` of an :class:`xtrainer.optim.AverageState`. Making it
+    with ``ema_decay`` it is ``inner`` of an :class:`xtrainer.optim.AverageState`, with ``in_turns``
+    there is one in ``inner`` of a :class:`xtrainer.optim.TurnsState` for each group. Making it
     raises a ``ConfigError`` for a pattern of ``freeze`` or of a group that names no parameter.
 
     Args:
@@ -171,6 +177,7 @@ def build_optimizer(
             :func:`xtrainer.make_train_step` passes on.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> transform, schedule = build_optimizer(OptimizerConfig(name="sgd", weight_decay=0.1))
         >>> params = {"w": jnp.ones(1)}
         >>> updates, _ = transform.update({"w": jnp.zeros(1)}, transform.init(params), params)
@@ -187,8 +194,7 @@ def build_optimizer(
     check_configs(optimizer=config)
     rates = build_schedules(config, workers, micro_batches)
     schedule = None if config.name == LBFGS else rates[REST]
-    transform = optax.named_chain(*_clips(config), *_moving_parts(config, rates))
-    transform = _checked(config, transform)
+    transform = _checked(config, _chained(config, rates))
     if config.ema_decay is not None:
         transform = with_average(transform, config.ema_decay, path_mask(config.freeze, None))
     return BuiltOptimizer(transform, schedule)
@@ -258,6 +264,16 @@ def _checked(
     return transform
 
 
+def _chained(
+    config: OptimizerConfig, rates: Mapping[str, Schedule]
+) -> optax.GradientTransformation:
+    """Returns the parts one after the other; with ``in_turns`` once for each group."""
+    if not config.in_turns:
+        return optax.named_chain(*_clips(config), *_moving_parts(config, rates))
+    own = _own_configs(config)
+    return in_turns(config.groups, {n: _chained(own[n], {REST: rates[n]}) for n in rates})
+
+
 def _clips(config: OptimizerConfig) -> Parts:
     whole, each = config.grad_clip_norm, config.grad_clip_norm_per_param
     value = config.grad_clip_value
@@ -301,16 +317,24 @@ def _grouped_parts(config: OptimizerConfig, rates: Mapping[str, Schedule]) -> Pa
             ("weight_decay", decay_groups(groups, config.weight_decay, mask)),
             ("learning_rate", scale_by_rates(groups, rates)),
         )
-    takes_decay = "weight_decay" in inspect.signature(optimizer_factories()[config.name]).parameters
-    kwargs = {group.name: dict(config.kwargs) for group in groups} | {REST: dict(config.kwargs)}
-    for group in groups:
+    own = _own_configs(config)
+    return tuple(part_groups(groups, {n: dict(_optax_parts(own[n], rates[n])) for n in rates}))
+
+
+def _own_configs(config: OptimizerConfig) -> dict[str, OptimizerConfig]:
+    """Returns the config of each group alone, and of the parameters of no group."""
+    factory = optimizer_factories().get(config.name)
+    takes_decay = factory and "weight_decay" in inspect.signature(factory).parameters
+    kwargs = {group.name: dict(config.kwargs) for group in config.groups}
+    kwargs[REST] = dict(config.kwargs)
+    for group in config.groups:
         if group.weight_decay == 0 and takes_decay:
             kwargs[group.name]["weight_decay"] = 0.0  # its default is not what was asked for
-    own = {
-        name: dataclasses.replace(config, groups=(), weight_decay=decay, kwargs=kwargs[name])
-        for name, decay in decays_of(groups, config.weight_decay).items()
+    replace = functools.partial(dataclasses.replace, config, groups=(), in_turns=False)
+    return {
+        name: replace(weight_decay=decay, kwargs=kwargs[name])
+        for name, decay in decays_of(config.groups, config.weight_decay).items()
     }
-    return tuple(part_groups(groups, {n: dict(_optax_parts(own[n], rates[n])) for n in rates}))
 
 
 def _optax_parts(config: OptimizerConfig, schedule: Schedule) -> Parts:
@@ -326,7 +350,7 @@ def _optax_parts(config: OptimizerConfig, schedule: Schedule) -> Parts:
         transform = factory(learning_rate=schedule, **kwargs)
         update = optax.with_extra_args_support(transform).update
         trial = lambda p: update(p, transform.init(p), p, **trial_extra(p))  # noqa: E731
-        jax.eval_shape(trial, _trial_params())
+        jax.eval_shape(trial, trial_params())
     except Exception as error:  # whatever Optax raises for arguments of the wrong kind
         raise ConfigError(
             f"optimizer: {config.name} with kwargs={dict(config.kwargs)!r} failed a trial "
@@ -335,12 +359,6 @@ def _optax_parts(config: OptimizerConfig, schedule: Schedule) -> Parts:
             "otherwise pass a ready optax.GradientTransformation."
         ) from error
     return (("optimizer", transform), ("weight_decay", decay))
-
-
-def _trial_params() -> PyTree:
-    # Shapes only: a trial that put arrays on a device would choose the backend too early.
-    shapes = {"kernel": (4, 4), "bias": (4,)}
-    return {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
 
 
 def _has_decay(config: OptimizerConfig) -> bool:

@@ -53,3 +53,12 @@ def trial_extra(params: PyTree) -> dict[str, Any]:
         return sum((jnp.sum(leaf) for leaf in jax.tree.leaves(params)), jnp.zeros(()))
 
     return {"value": value_fn(params), "grad": params, "value_fn": value_fn}
+
+
+def trial_params() -> PyTree:
+    """Returns the shapes of a few parameters, for a trial of an optimizer.
+
+    Shapes only: a trial that put arrays on a device would choose the backend too early.
+    """
+    shapes = {"kernel": (4, 4), "bias": (4,)}
+    return {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}

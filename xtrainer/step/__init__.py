@@ -22,6 +22,7 @@ from xtrainer.step.reenact import StepDiagnosis, diagnose_step, make_norms_fn
 from xtrainer.step.settings import StepSettings
 from xtrainer.step.signals import FAIL, LAST, STOP
 from xtrainer.step.train import make_train_step, train_layout
+from xtrainer.step.turns import make_turns_step
 
 __all__ = [
     "FAIL",
@@ -50,6 +51,7 @@ __all__ = [
     "make_norms_fn",
     "make_predict_step",
     "make_train_step",
+    "make_turns_step",
     "train_layout",
     "whole",
 ]

@@ -77,14 +77,15 @@ def make_train_step(
         updates, proposed = propose(optimizer, state, result, line, value_fn)
         # The norm of the gradient, as a square that overflows would stay in the second moments.
         norm = line.norm(result.grads, updates)
-        norms = _norm_values(norm, result.grads, state.params, settings, line)
+        norms = norm_values(norm, result.grads, state.params, settings, line)
         norms += [x for x in (scale, result.penalty) if x is not None]
-        finite = all_finite(terms.value, terms.weight, norm, terms.mutable) & _is_read(norms)
+        finite = all_finite(terms.value, terms.weight, norm, terms.mutable) & is_read(norms)
         said = None if signals is None else reduce_signals(signals)
-        decide = (finite, settings.nonfinite_limit, said, line, _overflow(state, result, settings))
+        overflow = overflow_of(state, result, settings)
+        decide = (finite, settings.nonfinite_limit, said, line, overflow)
         new_state, accepted = guard_step(state, proposed, *decide)
         metrics = _add_metrics(settings, metrics, result, norms, state.params, accepted)
-        return _stored(new_state, settings), metrics, report_of(state, new_state, row_mask, said)
+        return stored(new_state, settings), metrics, report_of(state, new_state, row_mask, said)
 
     return train_step
 
@@ -117,7 +118,9 @@ def propose(
     )
 
 
-def _overflow(state: TrainState, result: BatchGradient, settings: StepSettings) -> Overflow | None:
+def overflow_of(
+    state: TrainState, result: BatchGradient, settings: StepSettings
+) -> Overflow | None:
     """Returns what the step says to a dynamic scale of the loss; None where there is none."""
     precision, terms = settings.precision, result.terms
     if precision.loss_scale != "dynamic":
@@ -135,7 +138,7 @@ def train_layout(
     Raises:
         LossError: If the loss returned a metric that is called like one of them.
     """
-    own: dict[str, tuple[str, ...]] = dict.fromkeys(_norm_names(params, settings), ("mean",))
+    own: dict[str, tuple[str, ...]] = dict.fromkeys(norm_names(params, settings), ("mean",))
     if settings.precision.loss_scale is not None:
         own["loss_scale"] = ("mean_nopostfix",)
     if settings.regularization is not None:
@@ -159,7 +162,8 @@ def on_devices(state: TrainState, settings: StepSettings) -> TrainState:
     return state.replace(opt_state=jax.device_put(state.opt_state, places))
 
 
-def _stored(state: TrainState, settings: StepSettings) -> TrainState:
+def stored(state: TrainState, settings: StepSettings) -> TrainState:
+    """Returns the state with the optimizer's where it lies between steps."""
     places = settings.opt_state_shardings
     if places is None:
         return state
@@ -171,14 +175,18 @@ def _with_dtypes(tree: PyTree, like: PyTree) -> PyTree:
     return jax.tree.map(lambda x, y: x if x.dtype == y.dtype else x.astype(y.dtype), tree, like)
 
 
-def _is_read(norms: list[jax.Array]) -> jax.Array | bool:
-    # Always true, which XLA does not know: what writes new parameters waits for the norms of the
-    # old ones, which would otherwise be copied for them.
+def is_read(norms: list[jax.Array]) -> jax.Array | bool:
+    """Returns what is always true, which XLA does not know.
+
+    What writes new parameters waits for the norms of the old ones, which would otherwise be copied
+    for them.
+    """
     values = jnp.asarray(norms, jnp.float32)
     return jnp.all((values >= 0) | jnp.isnan(values))
 
 
-def _norm_names(params: PyTree, settings: StepSettings) -> list[str]:
+def norm_names(params: PyTree, settings: StepSettings) -> list[str]:
+    """Returns the names of :func:`norm_values`."""
     paths = list(flatten_with_paths(params))
     names = ["grad_norm"] if settings.log_grad_norm else []
     names += ["param_norm"] if settings.log_param_norm else []
@@ -187,9 +195,10 @@ def _norm_names(params: PyTree, settings: StepSettings) -> list[str]:
     return names
 
 
-def _norm_values(
+def norm_values(
     norm: jax.Array, grads: PyTree, params: PyTree, settings: StepSettings, line: Line
 ) -> list[jax.Array]:
+    """Returns the norms that a step logs; ``norm`` is that of the whole gradient."""
     values = [norm] if settings.log_grad_norm else []
     values += [line.norm(params)] if settings.log_param_norm else []
     values += list(norms_per_param(grads).values()) if settings.log_grad_norm_per_param else []
