@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from docs_runner import run_blocks
 from docs_pages import ROOT, blocks, page_blocks, page_names
+from docs_runner import run_blocks
 
 PAGES = [name for name in page_names() if any(b.language == "python" for b in page_blocks(name))]
 LANGUAGES = {"python", "bash", "text", "diff", "yaml", "toml", "json"}
@@ -24,8 +24,7 @@ def faults(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     result = subprocess.run(
         [*command, str(work), *wanted],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
         timeout=600,
     )

@@ -70,7 +70,9 @@ def test_every_guarantee_has_tests_that_run() -> None:
 def test_tests_and_files_that_a_page_names_exist(page: Path) -> None:
     text = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
     paths = {test.partition("::")[0] for test in named(text)}
-    paths = {p for p in paths if re.fullmatch(r"(xtrainer|tests|experiments|benchmarks|docs)/\S+", p)}
+    paths = {
+        p for p in paths if re.fullmatch(r"(xtrainer|tests|experiments|benchmarks|docs)/\S+", p)
+    }
     assert [path for path in sorted(paths) if not (ROOT / path).exists()] == []
 
 
