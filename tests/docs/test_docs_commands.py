@@ -67,6 +67,11 @@ class Way:
 
 
 NONFINITE = "python experiments/byte_lm.py --config.trainer.logger.log_path=runs/nan"
+TRAIN_A, TRAIN_B = (
+    "python experiments/byte_lm.py --config.trainer.gradient_accumulate_steps=4 "
+    f"--config.trainer.logger.log_path=runs/{name}"
+    for name in "ab"
+)
 WAYS = [
     Way(re.escape(NONFINITE), (*SHRUNK, *STEPS, *BROKEN), code=3),
     Way(r"python experiments/byte_lm.py.*steps=4.*", (*SHRUNK, *STEPS), is_slow=False),
@@ -74,11 +79,17 @@ WAYS = [
     Way(r"python experiments/byte_lm.py.*", (*SHRUNK, *STEPS)),
     Way(
         r"python experiments/evaluate.py runs/a",
-        first="python experiments/byte_lm.py --config.trainer.gradient_accumulate_steps=4 "
-        "--config.trainer.logger.log_path=runs/a",
+        first=TRAIN_A,
         is_slow=False,
     ),
-    Way(r"python -m xtrainer.launch .*", (*SHRUNK, *STEPS)),
+    Way(r"(python -m xtrainer.launch|xtrainer launch -n) .*", (*SHRUNK, *STEPS)),
+    Way(r"xtrainer launch --slurm .*", is_slow=False),
+    Way(r"xtrainer train .*runs/a .*", (*SHRUNK, *STEPS), is_slow=False),
+    Way(r"xtrainer train .*", (*SHRUNK, *STEPS)),
+    Way(r"xtrainer diff runs/a runs/b", first=TRAIN_B, code=1),
+    Way(r"xtrainer evaluate runs/a .*", first=TRAIN_A),
+    Way(r"xtrainer (inspect|report) runs/a.*", first=TRAIN_A, is_slow=False),
+    Way(r"xtrainer (list runs|completion .*)", is_slow=False),
     Way(r"python -m benchmarks --only mlp", ("--repeats", "1")),
     Way(r"xtrainer plan [^-]*", ("--no-compile",), is_slow=False),
     Way(r"xtrainer plan .*"),
@@ -95,8 +106,8 @@ WAYS = [
 
 
 def commands_of(text: str) -> list[str]:
-    """Returns the commands of a block without what is said of them."""
-    lines = [re.sub(r"\s+#.*", "", line) for line in text.replace("\\\n", " ").splitlines()]
+    """Returns the commands of a block without what is said of them, and where they write to."""
+    lines = [re.sub(r"\s+[#>] .*", "", line) for line in text.replace("\\\n", " ").splitlines()]
     parts = [part.strip() for line in lines for part in line.split(" && ")]
     return [" ".join(part.split()) for part in parts if part and not part.startswith("#")]
 
