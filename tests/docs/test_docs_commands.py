@@ -23,6 +23,9 @@ ELSEWHERE = {
     r"pip install .*": "installs; .ci/run does so in a fresh environment",
     r"python -m pytest": "is what runs this",
     r"tensorboard --logdir .*": "serves until it is ended; the tests of its logger open it",
+    r"sbatch .*": "needs SLURM; the tests of the recipes read the scripts",
+    r"TPU_NAME=.* experiments/launch/tpu_pod.sh .*": "needs a TPU; its tests stand in for gcloud",
+    r"kubectl .*": "needs a cluster; the tests of the recipes read the file",
 }
 """Commands that are not run here, and why."""
 STEPS = ("--config.num_train_steps=12",)
@@ -90,6 +93,8 @@ WAYS = [
     Way(r"xtrainer evaluate runs/a .*", first=TRAIN_A),
     Way(r"xtrainer (inspect|report) runs/a.*", first=TRAIN_A, is_slow=False),
     Way(r"xtrainer (list runs|completion .*)", is_slow=False),
+    Way(r"python experiments/gan.py .*", ("--config.data.batch_size=16", *STEPS)),
+    Way(r"python experiments/(digits|sweep|study).py .*", ("--config.num_epochs=1",)),
     Way(r"python -m benchmarks --only mlp", ("--repeats", "1")),
     Way(r"xtrainer plan [^-]*", ("--no-compile",), is_slow=False),
     Way(r"xtrainer plan .*"),
