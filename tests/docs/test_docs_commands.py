@@ -4,7 +4,9 @@ What a command needs that only the reader has (a run, a larger machine) is put i
 commands that nothing can stand in for are told with the reason.
 """
 
+import contextlib
 import importlib
+import io
 import os
 import re
 import shlex
@@ -57,6 +59,7 @@ class Way:
         first: A command that is run before it.
         code: What it ends with.
         is_slow: Whether the default run goes without it.
+        is_inside: Whether it is run in this process, since it starts no devices.
         eight: Whether it sees eight devices; otherwise those of this machine.
     """
 
@@ -66,6 +69,7 @@ class Way:
     first: str = ""
     code: int = 0
     is_slow: bool = True
+    is_inside: bool = False
     eight: bool = False
 
 
@@ -86,17 +90,17 @@ WAYS = [
         is_slow=False,
     ),
     Way(r"(python -m xtrainer.launch|xtrainer launch -n) .*", (*SHRUNK, *STEPS)),
-    Way(r"xtrainer launch --slurm .*", is_slow=False),
-    Way(r"xtrainer train .*runs/a .*", (*SHRUNK, *STEPS), is_slow=False),
+    Way(r"xtrainer launch --slurm .*", is_slow=False, is_inside=True),
     Way(r"xtrainer train .*", (*SHRUNK, *STEPS)),
     Way(r"xtrainer diff runs/a runs/b", first=TRAIN_B, code=1),
     Way(r"xtrainer evaluate runs/a .*", first=TRAIN_A),
-    Way(r"xtrainer (inspect|report) runs/a.*", first=TRAIN_A, is_slow=False),
-    Way(r"xtrainer (list runs|completion .*)", is_slow=False),
+    Way(r"xtrainer report runs/a runs/b .*", first=TRAIN_B),
+    Way(r"xtrainer (inspect|report) runs/a.*", first=TRAIN_A, is_slow=False, is_inside=True),
+    Way(r"xtrainer (list runs|completion .*)", is_slow=False, is_inside=True),
     Way(r"python experiments/gan.py .*", ("--config.data.batch_size=16", *STEPS)),
     Way(r"python experiments/(digits|sweep|study).py .*", ("--config.num_epochs=1",)),
     Way(r"python -m benchmarks --only mlp", ("--repeats", "1")),
-    Way(r"xtrainer plan [^-]*", ("--no-compile",), is_slow=False),
+    Way(r"xtrainer plan [^-]*", ("--no-compile",), is_slow=False, is_inside=True),
     Way(r"xtrainer plan .*"),
     Way(r"xtrainer verify-resume .*", SHRUNK),
     Way(r"xtrainer drill .*", (*SHRUNK, "--kill9", "--nan", "--config.num_train_steps=24")),
@@ -163,6 +167,9 @@ class Shell:
                 self.run(way.first)
             words = [dict(way.changes).get(word, word) for word in shlex.split(command)]
             words += [word.format(text=self.text) for word in way.more]
+            if way.is_inside:
+                self.done[command] = self.inside(words[1:])
+                return self.done[command]
             start = [sys.executable, *(["-m", "xtrainer.cli"] if words[0] == "xtrainer" else [])]
             environment = {k: v for k, v in os.environ.items() if way.eight or k != "XLA_FLAGS"}
             self.done[command] = subprocess.run(
@@ -174,6 +181,17 @@ class Shell:
                 timeout=900,
             )
         return self.done[command]
+
+    def inside(self, words: list[str]) -> subprocess.CompletedProcess:
+        """Returns how a command has ended that is run in this process."""
+        out, err = io.StringIO(), io.StringIO()
+        with (
+            contextlib.chdir(self.folder),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+        ):
+            code = main(words)
+        return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(scope="module")
