@@ -48,11 +48,13 @@ def run_page(name: str, folder: Path) -> str:
     """Returns what is wrong with the programs of a page, run in an empty folder."""
     folder.mkdir(parents=True)
     os.chdir(folder)
+    package, before = logging.getLogger("xtrainer"), dict(os.environ)
     with warnings.catch_warnings():
         warnings.simplefilter("error", DeprecationWarning)
         fault = run_blocks(page_blocks(name), name)
-    for handler in list(logging.getLogger("xtrainer").handlers):
-        handler.flush()
+    package.setLevel(logging.NOTSET)
+    os.environ.clear()
+    os.environ.update(before)
     return fault
 
 
