@@ -101,7 +101,13 @@ def test_an_example_that_takes_longer_runs(line: str, lab: Path, tmp_path: Path)
     prepare(tmp_path, lab)
     environ = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
     program = [sys.executable, "-m", "xtrainer"]
-    kwargs = {"cwd": tmp_path, "env": environ, "text": True, "timeout": 600, "capture_output": True}
+    kwargs = {
+        "cwd": tmp_path,
+        "env": environ,
+        "text": True,
+        "timeout": 1800,
+        "capture_output": True,
+    }
     if line.startswith("replay"):  # a run with a step that was refused
         shutil.rmtree(tmp_path / "runs" / "byte_lm")
         nan = [] if "--compare" in line else ["--config.data.nan_at=40"]

@@ -128,3 +128,15 @@ def test_it_runs_as_a_module(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert "found no function get_config and no make_trainer. Add get_config()" in done.stderr
+
+
+def test_looking_at_runs_starts_no_device(lab: Path) -> None:
+    run = str(lab / "runs" / "tiny")
+    code = f"""
+from xtrainer.cli.main import main
+codes = [main(["list", {run!r}]), main(["inspect", {run!r}]), main(["diff", {run!r}, {run!r}])]
+from jax._src import xla_bridge
+print(codes, xla_bridge.backends_are_initialized())
+"""
+    done = run_python("-c", code, capture_output=True)
+    assert done.stdout.splitlines()[-1:] == ["[0, 0, 0] False"], done.stderr
