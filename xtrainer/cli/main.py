@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from xtrainer.cli import drill, plan, replay, verify_resume
+from xtrainer.cli import drill, plan, replay, report, verify_resume
 from xtrainer.cli.experiment import UsageError
 from xtrainer.errors import MissingDependencyError
 
@@ -33,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verify_resume.add_parser(commands)
     drill.add_parser(commands)
     replay.add_parser(commands)
+    report.add_parser(commands)
     try:
         options, rest = parser.parse_known_args(arguments)
         strange = [argument for argument in rest if not argument.startswith(OVERRIDE)]
