@@ -1,4 +1,4 @@
-"""Makes ``docs/images/report.png``: the report of a run that was killed and has gone on.
+"""Makes ``docs/images/report.png`` and ``report_time.png``: of a run that was killed on its way.
 
     python tests/report/screenshot.py [FOLDER]
 
@@ -20,7 +20,7 @@ from xtrainer.report import write_report
 from xtrainer.trainer import read_journal
 
 ROOT = Path(__file__).parents[2]
-IMAGE = ROOT / "docs" / "images" / "report.png"
+IMAGES = ROOT / "docs" / "images"
 KILLED_AFTER = 150
 SIZE = {"width": 1180, "height": 1330}
 PROGRAM = f"""
@@ -72,12 +72,19 @@ def main() -> None:
     if not folder.exists():
         train(folder)
     report = write_report([folder])
-    IMAGE.parent.mkdir(parents=True, exist_ok=True)
+    IMAGES.mkdir(parents=True, exist_ok=True)
     with open_page(report, viewport=SIZE) as page:
-        page.screenshot(path=IMAGE)
-    with Image.open(IMAGE) as image:  # few colours make a small file
-        image.convert("RGB").quantize(128).save(IMAGE, optimize=True)
-    print(f"{report}: {report.stat().st_size:,} bytes; {IMAGE}: {IMAGE.stat().st_size:,} bytes")
+        page.screenshot(path=IMAGES / "report.png")
+        page.evaluate("document.querySelector('nav').style.position = 'static'")
+        box, below = (page.locator(name).bounding_box() for name in ("#time", "#timeline"))
+        height = box["height"] + below["height"]
+        clip = {"x": 0, "y": box["y"], "width": SIZE["width"], "height": height}
+        page.screenshot(path=IMAGES / "report_time.png", clip=clip, full_page=True)
+    for image in (IMAGES / "report.png", IMAGES / "report_time.png"):
+        with Image.open(image) as picture:  # few colours make a small file
+            picture.convert("RGB").quantize(128).save(image, optimize=True)
+        print(f"{image}: {image.stat().st_size:,} bytes")
+    print(f"{report}: {report.stat().st_size:,} bytes")
 
 
 if __name__ == "__main__":

@@ -40,7 +40,9 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Reads, writes and says where; returns the exit code."""
     if overrides:
-        print(f"xtrainer report: found {overrides[0]!r}, and reports have no settings.")
+        print(
+            f"xtrainer report: found {overrides[0]!r}; reports have no settings.", file=sys.stderr
+        )
         return 2
     try:
         read = [read_run(folder) for folder in options.runs]

@@ -146,7 +146,8 @@ def _pictures(
         drawn.append(element("div", *parts, class_=f"panel{wide}"))
     if not drawn:
         return None
-    return sections.section(group, TITLES[group], element("div", *drawn, class_="grid"))
+    link = TITLES[group].partition(",")[0]
+    return sections.section(group, TITLES[group], element("div", *drawn, class_="grid"), link=link)
 
 
 def _times(names: Sequence[str], summaries: Sequence[Summary]) -> sections.Section:

@@ -18,7 +18,10 @@ GROUPS = ("metrics", "optimization", "intermediates", "speed")
 _SPEED = re.compile(r"(steps|examples|tokens|flops)_per_s|mfu|(.*_)?time_s|throughput")
 _RATE = re.compile(r"learning_rate.*|lr|(batch_size|loss_scale|skipped_steps).*")
 _NORM = re.compile(r"(grad|param|update)_norm(?P<path>/.*)?")
-_FIRST = ("loss", "perplexity", "bits_per_byte", "accuracy")
+_FIRST = (
+    *("loss", "perplexity", "bits_per_byte", "accuracy", "learning_rate", "grad_norm"),
+    *("param_norm", "tokens_per_s", "examples_per_s", "steps_per_s", "flops_per_s", "mfu"),
+)
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,8 @@ def place_of(name: str, mode: str, train: Iterable[str] = ()) -> tuple[str, str,
         kind = _base(name, mode).partition("/")[0]
         return f"{kind} by parameter", norm["path"][1:], "many"
     base = _base(name, mode)
+    if base == "time_s":
+        return f"{mode}_time_s", mode, mode
     if mode not in ("train", "train_epoch"):
         for metric in sorted(train, key=len, reverse=True):
             if base.endswith(f"_{metric}"):

@@ -73,7 +73,7 @@ class Figures:
         traces: list[JSON] = []
         many = [curve for curve in panel.curves if curve.mode == "many"]
         others: dict[str, str] = {}
-        for curve in sorted(panel.curves, key=lambda curve: not curve.left):
+        for curve in sorted(panel.curves, key=lambda curve: not curve.left):  # these lie below
             colour = COLOURS.get(curve.mode)
             if colour is None:
                 colour = others.setdefault(curve.name, _MANY[(3 + len(others)) % len(_MANY)])
@@ -104,6 +104,7 @@ class Figures:
             "y": [None if y is None else _rounded(y) for y in curve.values],
             "line": {"color": colour, "width": 1.75, "dash": dash or left_dash},
             "marker": {"color": colour, "size": 5},
+            "legendrank": 2000 if curve.left else 1000,
             "hovertemplate": "%{y:.5g}",
         }
 
@@ -238,7 +239,7 @@ def _spans(name: str, colour: str, spans: Sequence[tuple[Any, datetime, str]]) -
 
 def _whole(start: Start) -> tuple[datetime, datetime, str]:
     text = f"steps {start.begin.step:,} to {start.last_step:,}"
-    return start.begin.time, start.last_time, text
+    return start.began, start.last_time, text
 
 
 def _at(lines: Sequence[Any], kind: str, before: str = "") -> list[tuple[str, str]]:

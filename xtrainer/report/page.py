@@ -20,7 +20,7 @@ from xtrainer.report.summary import Summary, summarize
 
 TITLES = {
     "metrics": "Metrics",
-    "optimization": "Learning rate and norms",
+    "optimization": "Optimization, learning rate and norms",
     "intermediates": "Intermediates",
     "speed": "Speed",
 }
@@ -154,7 +154,8 @@ def page_header(
         _switch("by", {"step": "by step", "time": "by time"}),
         _switch("scale", {"linear": "linear", "log": "log"}),
     ]
-    bar = element("nav", element("div", *links, *(switches if has_curves else [])))
+    tools = element("div", *switches, class_="switches") if has_curves else None
+    bar = element("nav", element("div", *links, tools))
     return joined([element("header", element("div", *children)), bar])
 
 

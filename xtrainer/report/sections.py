@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from xtrainer.config.redact import redact
-from xtrainer.report.curves import Panel
+from xtrainer.report.curves import Panel, place_of
 from xtrainer.report.figures import (
     ACCOUNT_TITLES,
     MOST_STARTS,
@@ -18,7 +18,7 @@ from xtrainer.report.figures import (
 from xtrainer.report.markup import Markup, element, joined, table
 from xtrainer.report.run import RunRecord
 from xtrainer.report.starts import Start
-from xtrainer.report.summary import Summary
+from xtrainer.report.summary import Result, Summary
 from xtrainer.report.words import (
     counted,
     show_bytes,
@@ -55,10 +55,17 @@ class Section(Markup):
     heading: str
 
 
-def section(name: str, title: str, *children: object) -> Section:
-    """Returns a part of a page."""
+def section(name: str, title: str, *children: object, link: str | None = None) -> Section:
+    """Returns a part of a page.
+
+    Args:
+        name: Of its element.
+        title: Above it.
+        children: What it holds.
+        link: What a link to it says; None: the title.
+    """
     found = Section(element("section", element("h2", title), *children, id=name))
-    found.name, found.heading = name, title
+    found.name, found.heading = name, link or title
     return found
 
 
@@ -74,14 +81,17 @@ def tiles(figures: Iterable[tuple[str, str]]) -> Markup:
 def head_figures(summary: Summary) -> list[tuple[str, str]]:
     """Returns the figures that tell most of a run."""
     found = []
-    wanted = [row for row in summary.results if row.mode in ("val", "test") and row.best]
-    trained = [row for row in summary.results if row.mode.startswith("train") and row.best]
-    for row in (wanted or trained)[:2]:
+    known = [row for row in summary.results if row.best is not None]
+    for mode in ("val", "test", "train_epoch", "train"):
+        wanted = [row for row in known if row.mode == mode]
+        if wanted:
+            break
+    for row in wanted[:2] if known else ():
         if row.best is not None:
             found.append(
                 (show_number(row.best), f"best {row.mode} {row.name}, step {row.best_step:,}")
             )
-    epochs = "" if summary.epochs is None else f", {counted(summary.epochs, 'epoch')}"
+    epochs = "" if not summary.epochs else f", {counted(summary.epochs, 'epoch')}"
     found.append((f"{summary.steps:,}", f"steps{epochs}"))
     if summary.wall_s is not None:
         down = f", {show_time(summary.down_s)} of it down" if summary.down_s >= 1 else ""
@@ -99,15 +109,31 @@ def head_figures(summary: Summary) -> list[tuple[str, str]]:
 
 
 def results(summary: Summary) -> Section | None:
-    """Returns the table of metrics: newest and best."""
-    if not summary.results:
-        return None
-    rows = []
+    """Returns the table of metrics: a line for each, its newest and best value in each set."""
+    lines: dict[str, dict[str, Result]] = {}
     for row in summary.results:
-        best = ("", "") if row.best is None else (show_number(row.best), f"{row.best_step:,}")
-        rows.append((row.mode, row.name, show_number(row.last), f"{row.last_step:,}", *best))
-    heads = ("set", "metric", "newest", "at step", "best", "at step")
-    return section("results", "Results", table(heads, rows, (2, 3, 4, 5)))
+        lines.setdefault(place_of(row.name, row.mode)[0], {})[row.mode] = row
+    if not lines:
+        return None
+    # A set with one row has nothing that could be better than its newest value.
+    several = {row.mode: False for row in summary.results}
+    for row in summary.results:
+        several[row.mode] |= row.count > 1
+    heads = [name for mode, s in several.items() for name in (mode, *(["best", "at step"] * s))]
+    rows = [
+        (metric, *(cell for mode, s in several.items() for cell in _values(found.get(mode), s)))
+        for metric, found in lines.items()
+    ]
+    note = element("p", "The newest value of each metric in each set, and its best.", class_="note")
+    inner = table(("metric", *heads), rows, range(1, 1 + len(heads)))
+    return section("results", "Results", note, inner)
+
+
+def _values(row: Result | None, several: bool) -> tuple[str, ...]:
+    if row is None:
+        return ("", "", "") if several else ("",)
+    best = ("", "") if row.best is None else (show_number(row.best), f"{row.best_step:,}")
+    return (show_number(row.last), *(best if several else ()))
 
 
 def pictures(
@@ -134,7 +160,8 @@ def pictures(
         drawn.append(element("div", *parts, class_=f"panel{wide}"))
     left = ", ".join(panel.title for panel in panels[MOST_PANELS:])
     more = element("p", f"Not drawn: {left}.", class_="note") if left else None
-    return section(name, title, element("div", *drawn, class_="grid"), more)
+    link = title.partition(",")[0]
+    return section(name, title, element("div", *drawn, class_="grid"), more, link=link)
 
 
 def ledger(summary: Summary, figures: Figures) -> Section | None:
@@ -166,6 +193,7 @@ def ledger(summary: Summary, figures: Figures) -> Section | None:
         element("p", " ".join(said), class_="note"),
         _plot(figures.add(traces, layout), layout),
         table(("", "time", "share", ""), rows, (1, 2)),
+        link="Time",
     )
 
 
@@ -193,14 +221,14 @@ def timeline(summary: Summary, figures: Figures) -> Section | None:
 
 def _start_row(number: int, start: Start) -> tuple[object, ...]:
     stop = start.stop
-    ended: object = element("span", "nothing was written of it", class_="bad")
+    ended: object = element("span", "no end was written", class_="bad")
     if stop is not None:
         code = stop.facts["exit_code"]
         ended = f"{str(stop.facts['reason']).lower()}, exit code {code}"
     lost = counted(start.lost_steps, "step") if start.lost_steps else "–"
     return (
         number,
-        f"{start.begin.time:%Y-%m-%d %H:%M:%S}",
+        f"{start.began:%Y-%m-%d %H:%M:%S}",
         f"{start.begin.step:,}",
         f"{start.last_step:,}",
         show_time(start.total_s),
@@ -229,7 +257,8 @@ def checkpoints(run: RunRecord, summary: Summary) -> Section | None:
         )
         rows.append((f"{saved.step:,}", when[0], took, show_bytes(saved.num_bytes), metrics))
     heads = ("step", "committed (UTC)", "took", "size", "metrics")
-    return section("checkpoints", "Checkpoints that are there", table(heads, rows, (0, 2, 3)))
+    inner = table(heads, rows, (0, 2, 3))
+    return section("checkpoints", "Checkpoints that are there", inner, link="Checkpoints")
 
 
 def refused(run: RunRecord) -> Section | None:
@@ -275,7 +304,7 @@ def environment(run: RunRecord, summary: Summary) -> Section | None:
     rows = []
     for name, value in facts[-1].items():
         others = dict.fromkeys(f[name] for f in facts if f.get(name, value) != value)
-        before = element("span", f" (before: {', '.join(others)})", class_="fair")
+        before = element("span", f" (before: {'; '.join(others)})", class_="fair")
         rows.append((name, joined([value, before if others else None])))
     return section("environment", "Environment", table(("", "newest start"), rows))
 
@@ -291,10 +320,8 @@ def _environment(facts: Mapping[str, Any]) -> dict[str, str]:
     found["parameters"] = None if parameters is None else f"{parameters:,}"
     found["operations of a step"] = None if flops is None else f"{flops:.4g}"
     found["code revision"] = facts.get("git") or "not in a git repository"
-    versions = facts.get("versions")
-    found |= versions if isinstance(versions, dict) else {}
-    numerics = facts.get("numerics")
-    found |= numerics if isinstance(numerics, dict) else {}
+    found["versions"] = _pairs(facts.get("versions"), " ")
+    found["numerics"] = _pairs(facts.get("numerics"))
     return {str(name): str(value) for name, value in found.items() if value is not None}
 
 
@@ -328,10 +355,10 @@ def _plot(name: str, layout: Mapping[str, Any]) -> Markup:
     return element("div", id=name, class_="plot", style=f"height:{int(layout['height'])}px")
 
 
-def _pairs(values: Any) -> str | None:
+def _pairs(values: Any, between: str = "=") -> str | None:
     if not isinstance(values, dict):
         return None
-    return ", ".join(f"{name}={value}" for name, value in values.items())
+    return ", ".join(f"{name}{between}{value}" for name, value in values.items())
 
 
 def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:

@@ -39,6 +39,11 @@ class Start:
         return self.lines[0]
 
     @property
+    def began(self) -> datetime:
+        """When the process began with what the start's own line has counted, as to restore."""
+        return self.begin.time - timedelta(seconds=self.begin.total_s)
+
+    @property
     def stop(self) -> JournalLine | None:
         """The line of its end; None where it was killed, or runs."""
         return next((line for line in reversed(self.lines) if line.kind == "stop"), None)
@@ -148,9 +153,5 @@ def mfu(starts: Sequence[Start]) -> float | None:
 def downtime(starts: Sequence[Start]) -> timedelta:
     """Returns the time between starts, in which nothing was heard of the run."""
     pairs = zip(starts, starts[1:], strict=False)
-    # The line of a start comes after what the process has done before, as to restore.
-    gaps = (
-        later.begin.time - timedelta(seconds=later.begin.total_s) - earlier.last_time
-        for earlier, later in pairs
-    )
+    gaps = (later.began - earlier.last_time for earlier, later in pairs)
     return sum((max(gap, timedelta(0)) for gap in gaps), timedelta(0))

@@ -57,16 +57,17 @@ a:hover { text-decoration: underline; }
 .figures span { font-size: 12.5px; color: var(--muted); display: block; }
 nav { position: sticky; top: 0; z-index: 5; background: var(--page);
       border-bottom: 1px solid var(--line); margin-top: 12px; }
-nav > div { display: flex; gap: 20px; align-items: center; min-height: 44px; flex-wrap: wrap; }
-nav a { color: var(--muted); font-size: 13.5px; }
+nav > div { display: flex; gap: 4px 16px; align-items: center; min-height: 44px;
+            flex-wrap: wrap; padding-top: 6px; padding-bottom: 6px; }
+nav a { color: var(--muted); font-size: 13px; }
 nav a:hover { color: var(--ink); text-decoration: none; }
-.switch { margin-left: auto; display: inline-flex; }
-.switch button { font: inherit; font-size: 12.5px; padding: 3px 11px; color: var(--muted);
+.switches { margin-left: auto; display: flex; gap: 10px; }
+.switch { display: inline-flex; }
+.switch button { font: inherit; font-size: 12px; padding: 2px 9px; color: var(--muted);
                  background: none; border: 1px solid var(--line); cursor: pointer; }
 .switch button + button { border-left: 0; }
 .switch button:first-child { border-radius: 6px 0 0 6px; }
 .switch button:last-child { border-radius: 0 6px 6px 0; }
-.switch + .switch { margin-left: 0; }
 .switch button[aria-pressed="true"] { background: var(--soft); color: var(--ink);
                                       font-weight: 600; }
 button:focus-visible, a:focus-visible, summary:focus-visible { outline: 2px solid var(--c1);

@@ -38,6 +38,7 @@ class Result(NamedTuple):
         last_step: The step of that.
         best: Its best finite value; None where nobody knows what is better, or there is none.
         best_step: The step of that.
+        count: How many values there are.
     """
 
     mode: str
@@ -46,6 +47,7 @@ class Result(NamedTuple):
     last_step: int
     best: float | None
     best_step: int | None
+    count: int
 
 
 class Summary(NamedTuple):
@@ -189,7 +191,8 @@ def results_of(rows: Sequence[Row]) -> list[Result]:
             choose = min if direction == "min" else max
             best = choose(good, key=lambda point: point[1])
         step, last = points[-1]
-        found.append(Result(mode, name, last, step, best and best[1], best and best[0]))
+        value, at = (None, None) if best is None else (best[1], best[0])
+        found.append(Result(mode, name, last, step, value, at, len(points)))
     return sorted(found, key=lambda result: order.get(result.mode, 2))
 
 

@@ -8,7 +8,7 @@ def show_time(seconds: float) -> str:
 
     Example:
         >>> show_time(0.0312), show_time(75), show_time(7512), show_time(200_000)
-        ('31 ms', '1 min 15 s', '2 h 5 min', '2 d 8 h')
+        ('31 ms', '1 min 15 s', '2 h 5 min', '2 d 7 h')
     """
     if seconds < 0.9995:
         return f"{max(seconds, 0.0) * 1000:.0f} ms"
