@@ -15,7 +15,7 @@ from xtrainer.cli.main import build_parser, main
 
 ROOT = Path(__file__).resolve().parents[2]
 PARSER, PARSERS = build_parser()
-HERE = ("train", "evaluate", "list", "inspect", "diff", "completion")
+HERE = ("train", "evaluate", "list", "inspect", "diff", "report", "completion")
 """Sub-commands whose examples take seconds at most, in this process."""
 
 TEXT = TINY.replace('"num_epochs": 2', '"num_train_steps": 9, "num_epochs": None')

@@ -24,6 +24,7 @@ with epy.lazy_imports():
         list_runs,
         plan,
         replay,
+        report,
         train,
         verify_resume,
     )
@@ -34,6 +35,7 @@ _MODULES: dict[str, Any] = {
     "list": list_runs,
     "inspect": inspect,
     "diff": diff,
+    "report": report,
     "plan": plan,
     "replay": replay,
     "verify-resume": verify_resume,
