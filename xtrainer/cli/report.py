@@ -16,9 +16,10 @@ examples:
   xtrainer report runs/a runs/b --output comparison.html
   xtrainer report runs/a --json
 
-The file needs no network: open it in a browser, or send it to somebody. exit codes: 0 it is
-written; 1 a folder holds no run, or the file cannot be written; 2 the command line cannot be
-followed, or plotly is not installed."""
+The file needs no network: open it in a browser, or send it to somebody.
+
+exit codes: 0 it is written; 1 a folder holds no run, or the file cannot be written; 2 the command
+line cannot be followed, or plotly is not installed."""
 
 
 def add_parser(commands: Any) -> None:
