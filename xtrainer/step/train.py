@@ -81,9 +81,8 @@ def make_train_step(
         norms += [x for x in (scale, result.penalty) if x is not None]
         finite = all_finite(terms.value, terms.weight, norm, terms.mutable) & is_read(norms)
         said = None if signals is None else reduce_signals(signals)
-        overflow = overflow_of(state, result, settings)
-        decide = (finite, settings.nonfinite_limit, said, line, overflow)
-        new_state, accepted = guard_step(state, proposed, *decide)
+        decide = (settings.nonfinite_limit, said, line, overflow_of(state, result, settings))
+        new_state, accepted = guard_step(state, proposed, finite, *decide)
         metrics = _add_metrics(settings, metrics, result, norms, state.params, accepted)
         return stored(new_state, settings), metrics, report_of(state, new_state, row_mask, said)
 
