@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from xtrainer.callbacks.progress_bar import tracked
 from xtrainer.checkpoint import CheckpointItems
 from xtrainer.data import DataModule, Phase
 from xtrainer.hooks import Hooks
@@ -265,10 +266,8 @@ class TrainerModule(TrainerRestoring):
 
     def tracker(self, iterator: Any, **kwargs: Any) -> Any:
         """Returns the iterator with a progress bar, where bars are enabled and can be seen."""
-        from tqdm.auto import tqdm  # not with the package: it imports much
-
         wanted = self.trainer_config.enable_progress_bar and is_main_process()
-        return tqdm(iterator, disable=None if wanted else True, **kwargs)
+        return tracked(iterator, self.callbacks, wanted, **kwargs)
 
     def log_training_info(
         self,
