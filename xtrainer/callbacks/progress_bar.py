@@ -34,12 +34,12 @@ _SHORTEST_S = 0.02
 _NOTEBOOK_S = 1.0
 _WAITS_S = 2.0
 _WAITS = {
-    "init": "starts since",
-    "compile": "compiles since",
-    "data_wait": "waits for data since",
-    "checkpoint": "saves since",
-    "logging": "logs since",
-    "callbacks": "is in a callback since",
+    "init": "starting,",
+    "compile": "compiling,",
+    "data_wait": "waiting for data,",
+    "checkpoint": "saving,",
+    "logging": "logging,",
+    "callbacks": "in a callback,",
 }
 
 Style = Literal["auto", "terminal", "notebook", "plain"]

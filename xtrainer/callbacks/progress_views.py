@@ -263,5 +263,5 @@ def _styled(line: str) -> Any:
 
     text = Text(line)
     text.highlight_regex(r"[-+]?\d[\d.,:]*(e[-+]?\d+)?[kMG]?%?", "cyan")
-    text.highlight_regex(r"refused steps?|waits for.*", "yellow")
+    text.highlight_regex(r"refused steps?|waiting for.*", "yellow")
     return text
