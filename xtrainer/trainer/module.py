@@ -8,6 +8,7 @@ import jax
 from xtrainer.callbacks.progress_bar import tracked
 from xtrainer.checkpoint import CheckpointItems
 from xtrainer.data import DataModule, Phase
+from xtrainer.errors import readable
 from xtrainer.hooks import Hooks
 from xtrainer.launch import is_main_process
 from xtrainer.loop import (
@@ -56,6 +57,7 @@ class TrainerModule(TrainerRestoring):
 
     # Training and evaluation.
 
+    @readable
     @takes_data_module(Phase.TRAIN)
     def train_model(
         self,
@@ -113,6 +115,7 @@ class TrainerModule(TrainerRestoring):
             loaders = Loaders(self.sources.of(train_loader, "train"), val)
             return run.train(self, plan, loaders, test_loader)
 
+    @readable
     def train_online(self, loader: Iterable[BatchLike]) -> HostMetrics:
         """Updates the model with one pass over a loader, and returns the means over that pass.
 
@@ -135,6 +138,7 @@ class TrainerModule(TrainerRestoring):
         """
         return online.train_online(self, self.sources.of(loader, "online"))
 
+    @readable
     @takes_data_module(Phase.VALIDATION)
     def eval_model(self, data_loader: Any, mode: str = "val", epoch_idx: int = 0) -> HostMetrics:
         """Returns the metrics of one or several sets, or of a :class:`DataModule`'s validation set,
@@ -144,6 +148,7 @@ class TrainerModule(TrainerRestoring):
         self.logger.log_metrics(metrics, self.global_step, mode, epoch_idx)
         return metrics
 
+    @readable
     @takes_data_module(Phase.TEST)
     def test_model(
         self, test_loader: Any, apply_callbacks: bool = False, epoch_idx: int = 0
@@ -164,6 +169,7 @@ class TrainerModule(TrainerRestoring):
             metrics = found
         return metrics
 
+    @readable
     def test_eval_function(self, val_loader: Any) -> None:
         """Runs the evaluation step on the first batch, which stays the first.
 
@@ -175,6 +181,7 @@ class TrainerModule(TrainerRestoring):
             self.compiled_eval_step(self.state, batch, self.compiled_eval_step.new_window())
         )
 
+    @readable
     def evaluate_with(
         self, loss_function: Callable[..., Any], loader: Iterable[BatchLike], title: str
     ) -> HostMetrics:
@@ -185,6 +192,7 @@ class TrainerModule(TrainerRestoring):
         window = evaluate_loader(self, self.sources.of(loader, title), executor, prepare, title)
         return self.get_metric_postprocess_fn()(finish(HostWindow.fetch(window), missing="nan"))
 
+    @readable
     def tune_batch_size(
         self,
         loader: Any = None,
@@ -224,6 +232,7 @@ class TrainerModule(TrainerRestoring):
         limits = (max_batch_size, max_trials, halving_limit, steps_per_trial, memory_limit)
         return batch_trials.tune(self, loader, *limits, on_improvement)
 
+    @readable
     def predict(
         self,
         loader: Iterable[BatchLike] | DataModule,

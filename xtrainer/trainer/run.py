@@ -100,7 +100,13 @@ def _train(
                     trainer.request_stop(*_wish(asked))
                 run_training(trainer, loaders, plan)
         results |= trainer.results_so_far
-        _LOG.info("%s", f"{_reason(trainer).value} {trainer.stop_detail}".rstrip())
+        ended = _reason(trainer)
+        level = (
+            logging.WARNING
+            if ended in (StopReason.NONFINITE, StopReason.UNSTABLE)
+            else logging.INFO
+        )
+        _LOG.log(level, "%s", f"{ended.value} {trainer.stop_detail}".rstrip())
         if begun:
             trainer.notify("on_training_end")
         if begun and test_loader is not None and _may_test(_reason(trainer)):
