@@ -13,8 +13,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _LOG = logging.getLogger(__name__)
-_LIBRARIES = {"absl", "chex", "etils", "flax", "jax", "jaxlib", "ml_collections", "optax", "orbax"}
-_LIBRARIES |= {"concurrent", "contextlib", "functools", "importlib", "inspect", "_frozen_importlib"}
+_LIBRARIES = {"absl", "chex", "etils", "flax", "jax", "jaxlib", "ml_collections", "numpy", "optax"}
+_LIBRARIES |= {"orbax", *sys.stdlib_module_names}
 _TAUGHT = "xtrainer_taught"
 """The attribute of an error that :func:`teach` has been told of."""
 
