@@ -33,7 +33,7 @@ class Screen:
         self.stream, self._clock = stream, clock
         self._lock = threading.RLock()  # a signal may come, and be told, while a line is written
         self._lines: Sequence[str] = ()
-        self._shown = self._is_open = False
+        self._shown = self._is_open = self._has_left = False
         self._open_line_since: float | None = None
 
     @property
@@ -79,10 +79,10 @@ class Screen:
         return len(text)
 
     def leave(self) -> None:
-        """Takes the lines away, for a program that ends at once."""
+        """Takes the lines away for good, for a program that ends at once."""
         with self._lock:
-            self._lines = ()
             self._hide()
+            self._has_left = True
 
     def close(self) -> None:
         """Gives the streams back; waits for nobody."""
@@ -95,7 +95,9 @@ class Screen:
 
     def _show(self) -> None:
         since = self._open_line_since
-        if not self._lines or (since is not None and self._clock() - since < _PATIENCE_S):
+        if self._has_left or not self._lines:
+            return
+        if since is not None and self._clock() - since < _PATIENCE_S:
             return  # somebody has not ended a line: a bar that draws itself, or a question
         begin = "\n" if since is not None else ""
         self._open_line_since = None

@@ -262,6 +262,6 @@ def _styled(line: str) -> Any:
     from rich.text import Text
 
     text = Text(line)
-    text.highlight_regex(r"[-+]?\d[\d.,:]*(e[-+]?\d+)?[kMG]?%?", "cyan")
+    text.highlight_regex(r"\b\d+([.,:]\d+)*(e[-+]?\d+)?[kMG]?\b%?", "cyan")
     text.highlight_regex(r"refused steps?|waiting for.*", "yellow")
     return text
