@@ -1,10 +1,22 @@
 """The errors xtrainer raises on purpose: what was found, what was expected, what to do."""
 
 import difflib
+import functools
 import importlib
-from collections.abc import Iterable, Sequence
-from types import ModuleType
-from typing import ClassVar
+import logging
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from types import ModuleType, TracebackType
+from typing import ClassVar, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_LOG = logging.getLogger(__name__)
+_LIBRARIES = {"absl", "chex", "etils", "flax", "jax", "jaxlib", "ml_collections", "numpy", "optax"}
+_LIBRARIES |= {"orbax", *sys.stdlib_module_names}
+_TAUGHT = "xtrainer_taught"
+"""The attribute of an error that :func:`teach` has been told of."""
 
 
 class XTrainerError(Exception):
@@ -35,6 +47,10 @@ class ConfigError(XTrainerError, ValueError):
 
 class MeshError(XTrainerError, ValueError):
     """Mesh sizes, axes or devices that do not fit together."""
+
+
+class DeviceError(XTrainerError, RuntimeError):
+    """Devices that JAX cannot start."""
 
 
 class BatchError(XTrainerError, ValueError):
@@ -158,4 +174,95 @@ def require(module: str, extra: str) -> ModuleType:
         raise MissingDependencyError(
             f"The package {module!r} is needed here and could not be imported ({error}). "
             f'Install it with: pip install "xtrainer[{extra}]"'
-        ) from error
+        ) from (None if _is_absent(error, module) else error)
+
+
+def _is_absent(error: ImportError, module: str) -> bool:
+    """Says whether the package itself is not there, rather than something that it imports."""
+    absent = isinstance(error, ModuleNotFoundError)
+    return absent and error.name in (module, module.split(".")[0])
+
+
+def teach(error: Exception, *sentences: str) -> None:
+    """Adds to an error of somebody else what was being done, and what helps; once."""
+    if not getattr(error, _TAUGHT, False):
+        error.add_note(" ".join(sentence for sentence in sentences if sentence))
+        setattr(error, _TAUGHT, True)
+
+
+def readable(call: Callable[P, R]) -> Callable[P, R]:
+    """Lets an error leave a function as its caller can read it.
+
+    Of its traceback the lines of the caller's own files are left. The frames of JAX, Flax, Optax
+    and Orbax go, and so do xtrainer's where the error is a deliberate one or comes from the
+    caller's code; so do causes in which there is nothing else. An error that is neither, a fault of
+    xtrainer, keeps everything. ``JAX_TRACEBACK_FILTERING=off`` keeps everything too, and the log
+    has it at the level DEBUG.
+    """
+
+    @functools.wraps(call)
+    def door(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return call(*args, **kwargs)
+        except Exception as error:
+            for_reader(error)
+            raise
+
+    return door
+
+
+def for_reader(error: Exception) -> None:
+    """Takes out of an error what its reader has not written, see :func:`readable`."""
+    jax = sys.modules.get("jax")
+    if jax is not None and jax.config.jax_traceback_filtering == "off":
+        return
+    _LOG.debug("An error, with all frames:", exc_info=error)
+    seen: set[int] = set()
+    one: BaseException | None = error
+    while one is not None and id(one) not in seen:
+        seen.add(id(one))
+        one = _trim(one)
+
+
+def _trim(error: BaseException) -> BaseException | None:
+    """Leaves out frames and notes of libraries; returns the error before it, if that is shown."""
+    frames = list(_frames(error))
+    own = [frame for frame in frames if _is_own(frame)]
+    known = [frame for frame in frames if _origin(frame) not in _LIBRARIES]
+    deliberate = isinstance(error, XTrainerError) or getattr(error, _TAUGHT, False)
+    if not deliberate and not (own and own[-1] is known[-1]):
+        return None
+    error.__traceback__ = _chain(own)
+    if notes := getattr(error, "__notes__", None):
+        notes[:] = [note for note in notes if "JAX has removed its internal frames" not in note]
+    before = error.__cause__
+    if before is None and not error.__suppress_context__:
+        before = error.__context__
+    if before is None or any(_is_own(frame) for frame in _frames(before)):
+        return before
+    error.__cause__ = None
+    error.__suppress_context__ = True
+    return None
+
+
+def _frames(error: BaseException) -> Iterator[TracebackType]:
+    frame = error.__traceback__
+    while frame is not None:
+        yield frame
+        frame = frame.tb_next
+
+
+def _is_own(frame: TracebackType) -> bool:
+    return _origin(frame) not in (*_LIBRARIES, "xtrainer")
+
+
+def _origin(frame: TracebackType) -> str:
+    """Returns the package that the code of a frame belongs to."""
+    return str(frame.tb_frame.f_globals.get("__name__", "")).split(".")[0]
+
+
+def _chain(frames: Sequence[TracebackType]) -> TracebackType | None:
+    chain: TracebackType | None = None
+    for one in reversed(frames):
+        chain = TracebackType(chain, one.tb_frame, one.tb_lasti, one.tb_lineno)
+    return chain

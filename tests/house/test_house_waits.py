@@ -19,6 +19,7 @@ VALUE = "a context variable, no wait"
 REASONS = {
     "callbacks/checkpoint.py: manager.wait()": OWN,
     "callbacks/checkpoint.py: self._open().wait()": OWN,
+    "callbacks/progress_views.py: captured.get()": "a text that is there, no wait",
     "checkpoint/background.py: self._jobs.get()": WAITS_FOR_WORK,
     "checkpoint/manager.py: done.exception()": ENDS,
     "checkpoint/manager.py: self.wait()": OWN,

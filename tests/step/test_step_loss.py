@@ -100,10 +100,13 @@ def returned(output: Any, train: bool = True, **settings: Any) -> Any:
 @pytest.mark.parametrize(
     ("output", "message"),
     [
-        (jnp.ones(4), r"loss_function returned a \w+, expected \(loss, \(metrics, mutable_var"),
-        ((1.0, {}, {}), r"returned a tuple, expected \(loss, \(metrics"),
-        ((1.0, {}), r"returned \(loss, dict\), expected .*; use \{\} where there is nothing"),
-        ((1.0, ({},)), r"returned \(loss, tuple\), expected"),
+        (
+            jnp.ones(4),
+            r"returned an array of shape \(4,\), expected \(loss, \(metrics, mutable_var",
+        ),
+        ((1.0, {}, {}), r"returned a tuple of 3, expected \(loss, \(metrics"),
+        ((1.0, {}), r"returned \(loss, a dict\), expected .*; use \{\} where there is nothing"),
+        ((1.0, ({},)), r"returned \(loss, a tuple of 1\), expected"),
         ((1.0, ([1.0], {})), "are list and dict, expected two dictionaries"),
         ((1.0, ({}, 3)), "are dict and int, expected two dictionaries"),
         ((1.0, ({"accuracy": np.ones(3)}, {})), r"the metric 'accuracy' has the shape \(3,\)"),

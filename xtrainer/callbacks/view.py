@@ -31,6 +31,14 @@ class Timeouts(Protocol):
         ...
 
 
+class Times(Protocol):
+    """What callbacks read of the times of a run."""
+
+    def now(self) -> tuple[str, float]:
+        """Returns what the run is at, and since when by ``time.perf_counter``; from any thread."""
+        ...
+
+
 class CallbackTrainer(Protocol):
     """A trainer as a callback sees it."""
 
@@ -45,6 +53,11 @@ class CallbackTrainer(Protocol):
     @property
     def trainer_config(self) -> Timeouts:
         """What was asked of the trainer."""
+        ...
+
+    @property
+    def ledger(self) -> Times:
+        """What the time goes into."""
         ...
 
     @property

@@ -312,7 +312,9 @@ def compare_leaves(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[
         wanted: Anything with ``shape`` and ``dtype``, by path.
     """
     lines = []
-    for path in sorted(saved.keys() | wanted.keys()):
+    # What the model has comes first: the state of the optimizer only repeats it.
+    paths = sorted(saved.keys() | wanted.keys())
+    for path in sorted(paths, key=lambda path: not path.startswith("params")):
         if path not in wanted:
             lines.append(f"{path}: unexpected, only the checkpoint has it")
         elif path not in saved:

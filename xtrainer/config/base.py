@@ -1,6 +1,7 @@
 """The base of every config: a frozen dataclass that becomes JSON and comes back unchanged."""
 
 import dataclasses
+import inspect
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from xtrainer.config.encode import CLASS_KEY, field_types, to_json
 from xtrainer.config.parse import ParseOptions, Parser
 from xtrainer.config.schema import make_schema
 from xtrainer.counts import MAX_COUNT
-from xtrainer.errors import ConfigError
+from xtrainer.errors import ConfigError, did_you_mean, readable
 from xtrainer.registry import tell_names
 from xtrainer.types import JSON
 
@@ -37,6 +38,25 @@ class Config:
         WidthConfig(width=3)
     """
 
+    @readable
+    def __new__(cls, *args: Any, **kwargs: Any) -> "Config":
+        """Refuses fields that there are not, with the nearest name.
+
+        Raises:
+            ConfigError: Naming each of them.
+        """
+        if kwargs and "__init__" in vars(cls) and dataclasses.is_dataclass(cls):
+            names = [field.name for field in dataclasses.fields(cls) if field.init]
+            taken = inspect.signature(cls.__init__).parameters
+            if unknown := [name for name in kwargs if name not in taken]:
+                raise ConfigError(
+                    [
+                        f"{cls.__name__} has no field {name!r}. {did_you_mean(name, names)}"
+                        for name in unknown
+                    ]
+                )
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
         """Takes whole numbers of NumPy as those of Python, as they are written and read back."""
         for field in dataclasses.fields(self):
@@ -58,6 +78,7 @@ class Config:
         return {CLASS_KEY: type(self).__name__, **values}
 
     @staticmethod
+    @readable
     def from_dict(
         config_class: type[ConfigT],
         data: Any,
@@ -86,6 +107,7 @@ class Config:
         return parse(config_class, data, options)
 
     @staticmethod
+    @readable
     def from_config_dict(config_class: type[ConfigT], config_dict: Any) -> ConfigT:
         """Returns ``config_class`` filled from a ``ConfigDict`` or mapping; strict.
 

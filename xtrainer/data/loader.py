@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import jax
+
 from xtrainer.data.loader_state import state_from_json, state_to_json
 from xtrainer.data.ownership import Owner
 from xtrainer.data.position import LoaderPosition
@@ -49,7 +51,7 @@ class LoaderSource:
         if not isinstance(loader, Iterable) and not hasattr(loader, "__getitem__"):
             raise LoaderError(
                 f"Found a {type(loader).__name__} as the {name!r} loader, expected an iterable of "
-                "batches. Give it __iter__, or pass a list or a generator."
+                f"batches. {_way_out(loader)}"
             )
         self.loader: Any = loader
         self.name = name
@@ -357,3 +359,12 @@ class LoaderSource:
                 f"The {self.name!r} loader is being read by {self._reader}, expected one reader at "
                 "a time. Close that one first; a loader that hangs cannot be closed."
             )
+
+
+def _way_out(loader: Any) -> str:
+    """Returns what to do where something is no loader."""
+    if callable(loader):
+        return "Call it, if it returns one."
+    if jax.tree.leaves(loader) != [loader]:
+        return "One batch or a whole set of data goes into a list, or an ArrayLoader."
+    return "Give it __iter__, or pass a list or a generator."

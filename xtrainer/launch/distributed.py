@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from xtrainer.errors import ConfigError
+from xtrainer.errors import ConfigError, DeviceError
 from xtrainer.launch.cluster import ClusterInfo, detect_cluster
 from xtrainer.launch.exchange import num_processes, runtime_process
 from xtrainer.launch.exits import is_program_of_runs
@@ -113,8 +113,27 @@ def is_main_process() -> bool:
 
 
 def process_index() -> int:
-    """Returns the number of this process, from 0; starts JAX's devices where they are not."""
-    return jax.process_index()
+    """Returns the number of this process, from 0; starts JAX's devices where they are not.
+
+    Raises:
+        DeviceError: If JAX cannot start any.
+    """
+    try:
+        return jax.process_index()
+    except (AssertionError, RuntimeError) as error:  # the former where jaxlib knows no such devices
+        raise devices_missing(error) from None
+
+
+def devices_missing(error: Exception) -> DeviceError:
+    """Returns what to say where JAX cannot start the devices that it was asked for."""
+    asked = os.environ.get("JAX_PLATFORMS") or jax.config.jax_platforms or ""
+    said = f" ({error})" if str(error) else ""
+    return DeviceError(
+        f"JAX cannot start the devices it is asked for, JAX_PLATFORMS={asked!r}{said}. Expected "
+        "devices that this machine has and that the installed jaxlib is built for. Install JAX's "
+        'build for them, pip install "xtrainer[cuda13]", "xtrainer[cuda12]" or "xtrainer[tpu]", '
+        "look whether the driver sees them (nvidia-smi), or set JAX_PLATFORMS=cpu to use the CPU."
+    )
 
 
 def process_count() -> int:

@@ -14,6 +14,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from xtrainer.launch.waits import within
@@ -32,6 +33,7 @@ class _Exit:
         self.of_run = 0  # of the newest run
         self.is_program = False  # whether the whole program is there for its runs
         self.leaves_after = False  # a thread will end the program where others hold it up
+        self.farewells: list[Callable[[], None]] = []
         previous = sys.excepthook
 
         def hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
@@ -84,6 +86,13 @@ def note_end_of_run(code: int) -> None:
     watch_exit().of_run = code
 
 
+def before_leaving(call: Callable[[], None]) -> Callable[[], None]:
+    """Lets :func:`leave_now` call something first, for a moment; returns what takes that back."""
+    farewells = watch_exit().farewells
+    farewells.append(call)
+    return lambda: farewells.remove(call)
+
+
 def leave_now(code: int) -> NoReturn:
     """Ends this process as it is, with what was logged and printed, and without waiting for it.
 
@@ -115,6 +124,9 @@ def leave_in_any_case(code: int, grace_s: float) -> None:
 
 
 def _flush() -> None:
+    for call in list(watch_exit().farewells):
+        with contextlib.suppress(Exception):
+            call()
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):

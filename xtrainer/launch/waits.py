@@ -14,6 +14,7 @@ a batch of a validation                  ``validation_timeout_s``               
 a save in the background                 ``save_timeout_s``                          checkpoint
 old steps that are being removed         60 s, then left to the next start           checkpoint
 a thread that reads a loader, at its end 10 s, then left behind                      data/prefetch
+a terminal that takes nothing, at the end 5 s, then left behind                      callbacks
 an answer of another process             300 s, more while a watchdog allows more    exchange
 the other processes at the start         ``initialize(timeout_s=300)``               meeting
 the others at the end of the program     300 s                                       JAX

@@ -12,7 +12,8 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from xtrainer.config import Config, check_configs
-from xtrainer.errors import MeshError, did_you_mean
+from xtrainer.errors import MeshError, did_you_mean, readable
+from xtrainer.launch.distributed import devices_missing
 from xtrainer.parallel.patterns import pattern_problem
 from xtrainer.parallel.remat import REMAT_POLICIES
 
@@ -134,6 +135,7 @@ class ParallelConfig(Config):
         return found + [f"{field}: {problem}" for field, problem in broken if problem]
 
 
+@readable
 def build_mesh(config: ParallelConfig | None = None, devices: Sequence[Any] | None = None) -> Mesh:
     """Returns a mesh over all devices with the axes of ``config``, every axis of type ``Auto``.
 
@@ -148,6 +150,7 @@ def build_mesh(config: ParallelConfig | None = None, devices: Sequence[Any] | No
         MeshError: If the product of the sizes is not the number of devices, or the data axis
             cannot be divided over the slices.
         ConfigError: If the config itself is wrong.
+        DeviceError: If JAX cannot start any devices.
 
     Example:
         >>> build_mesh(ParallelConfig(data_axis_size=1), jax.devices()[:1]).axis_names
@@ -155,10 +158,17 @@ def build_mesh(config: ParallelConfig | None = None, devices: Sequence[Any] | No
     """
     config = config or ParallelConfig()
     check_configs(parallel=config)
-    devices = jax.devices() if devices is None else list(devices)
+    devices = _all_devices() if devices is None else list(devices)
     sizes = resolve_sizes(config.axis_sizes, len(devices))
     arranged = _arrange(tuple(sizes.values()), config.dcn_data_axis_size, devices)
     return Mesh(arranged, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+
+
+def _all_devices() -> list[Any]:
+    try:
+        return jax.devices()
+    except (AssertionError, RuntimeError) as error:
+        raise devices_missing(error) from None
 
 
 def check_mesh(mesh: Mesh, config: ParallelConfig | None = None) -> None:

@@ -1,6 +1,7 @@
 """What did the loss function return? Every form becomes a weighted sum over a weight."""
 
 import dataclasses
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -111,6 +112,10 @@ def describe_loss(
 ) -> LossTerms:
     """Returns the shapes of :func:`evaluate_loss`'s result without computing anything.
 
+    Raises:
+        LossError: If the loss cannot be called as it will be, or returns something else than the
+            documented forms.
+
     Args:
         loss_function: The user's loss.
         apply_fn: The model's ``apply``.
@@ -129,8 +134,23 @@ def describe_loss(
             loss_function, apply_fn, settings, params, mutable, batch, mask, rng, train
         )
 
+    _check_signature(loss_function)
     mask = jax.ShapeDtypeStruct((rows,), jnp.bool_)
     return jax.eval_shape(forward, state.params, state.mutable_variables, batch, mask, state.rng)
+
+
+def _check_signature(loss_function: LossFunction) -> None:
+    try:
+        signature = inspect.signature(loss_function)
+    except (TypeError, ValueError):  # it does not say
+        return
+    try:
+        signature.bind(None, None, None, None, train=True)
+    except TypeError as error:
+        raise LossError(
+            f"Found loss_function{signature}, which cannot be called with (params, apply_fn, "
+            f"batch, rng, train=True): {error}. Give it these arguments."
+        ) from None
 
 
 def reduce_term(name: str, term: Any, row_mask: jax.Array) -> tuple[jax.Array, jax.Array, bool]:
@@ -192,18 +212,28 @@ def flatten_intermediates(intermediates: Mapping[str, Any]) -> dict[str, jax.Arr
 def _unpack(output: Any) -> tuple[Any, Mapping[str, Any], Mapping[str, Any]]:
     expected = "expected (loss, (metrics, mutable_variables))"
     if not isinstance(output, tuple) or len(output) != 2:
-        raise LossError(f"loss_function returned a {type(output).__name__}, {expected}.")
+        raise LossError(
+            f"loss_function returned {_what(output)}, {expected}. Write: return loss, ({{}}, {{}})"
+        )
     loss, aux = output
     if not isinstance(aux, tuple | list) or len(aux) != 2:
         raise LossError(
-            f"loss_function returned (loss, {type(aux).__name__}), {expected}; use {{}} where "
-            "there is nothing to return."
+            f"loss_function returned (loss, {_what(aux)}), {expected}. Write: return loss, "
+            "(metrics, {}); use {} where there is nothing to return."
         )
     metrics, mutable = ({} if part is None else part for part in aux)
     if not isinstance(metrics, Mapping) or not isinstance(mutable, Mapping):
         found = f"{type(metrics).__name__} and {type(mutable).__name__}"
         raise LossError(f"Metrics and mutable variables are {found}, expected two dictionaries.")
     return loss, metrics, mutable
+
+
+def _what(found: Any) -> str:
+    """Returns what a value is, in the words of a person who has not written a tracer."""
+    if isinstance(found, jax.Array):
+        return f"an array of shape {found.shape}"
+    length = f" of {len(found)}" if isinstance(found, tuple | list) else ""
+    return f"a {type(found).__name__}{length}"
 
 
 def _modes(name: str, term: Any, default: tuple[str, ...], train: bool) -> tuple[str, ...]:
@@ -222,7 +252,10 @@ def _as_float(name: str, value: Any) -> jax.Array:
     try:
         array = jnp.asarray(value)
     except (TypeError, ValueError) as error:
-        raise LossError(f"{name} is a {type(value).__name__}, expected an array.") from error
+        raise LossError(
+            f"{name} is a {type(value).__name__}, expected an array: a scalar, one value per "
+            "example, or {'value': ..., 'count': ...}."
+        ) from error
     if jnp.issubdtype(array.dtype, jnp.complexfloating):
         raise LossError(f"{name} has the dtype {array.dtype}, expected a real number.")
     return array.astype(jnp.float32)

@@ -14,7 +14,7 @@ import optax
 from jax.sharding import Mesh
 
 from xtrainer.counts import MAX_SEED, wanted_count
-from xtrainer.errors import ConfigError
+from xtrainer.errors import ConfigError, readable
 from xtrainer.launch import is_main_process
 from xtrainer.parallel import (
     ModuleName,
@@ -33,6 +33,7 @@ from xtrainer.registry import models
 from xtrainer.state import GuardState, TrainState
 from xtrainer.step import PrecisionConfig, cast_floating
 from xtrainer.trainer.config import ModelConfig
+from xtrainer.trainer.tried import check_model, check_model_class, refused_arguments, trying
 from xtrainer.tree import num_elements
 from xtrainer.types import PRNGKey, PyTree
 
@@ -64,6 +65,7 @@ def build_model(config: ModelConfig, default_class: Any = None) -> Any:
         )
     if isinstance(model_class, str):
         model_class = models.get(model_class)
+    check_model_class(model_class)
     arguments = config.model_config
     try:
         if arguments is None:
@@ -72,8 +74,7 @@ def build_model(config: ModelConfig, default_class: Any = None) -> Any:
             model_class(**arguments) if isinstance(arguments, Mapping) else model_class(arguments)
         )
     except TypeError as error:
-        name = getattr(model_class, "__name__", model_class)
-        raise ConfigError(f"model.model_config: {name} refuses its arguments: {error}") from error
+        raise refused_arguments(model_class, arguments, error) from error
 
 
 def init_variables(model: Any, inputs: PyTree, rngs: Mapping[str, PRNGKey]) -> Mapping[str, Any]:
@@ -83,7 +84,11 @@ def init_variables(model: Any, inputs: PyTree, rngs: Mapping[str, PRNGKey]) -> M
         model: Has ``init`` as Flax Linen modules do.
         inputs: One input, or a tuple of positional ones.
         rngs: Keys by name.
+
+    Raises:
+        ConfigError: If it has none.
     """
+    check_model(model)
     positional, named = call_arguments(model, inputs)
     return model.init(rngs, *positional, **named)
 
@@ -100,6 +105,7 @@ def call_arguments(model: Any, inputs: PyTree) -> tuple[tuple[Any, ...], dict[st
     return positional, ({"train": False} if takes_train else {})
 
 
+@readable
 def init_state(
     init: InitFn,
     exmp_input: PyTree,
@@ -278,7 +284,8 @@ def model_layout(
 
 def _describe(init: InitFn, exmp_input: PyTree) -> tuple[Mapping[str, Any], Sequence[ModuleName]]:
     """Returns the shapes of a model's variables, in their boxes, and the modules it calls."""
-    with record_modules() as modules:
+    tried = trying("This was the model, initialized with an input of", exmp_input)
+    with record_modules() as modules, tried:
         variables = jax.eval_shape(lambda rng: _run_init(init, exmp_input, rng), jax.random.key(0))
     if not jax.tree.leaves(variables.get("params")):
         raise ConfigError(

@@ -29,6 +29,7 @@ from xtrainer.step import (
 from xtrainer.trainer.batches import BatchPreparer
 from xtrainer.trainer.config import TrainerConfig
 from xtrainer.trainer.deterministic import compiler_options
+from xtrainer.trainer.tried import trying
 from xtrainer.types import ApplyFn, BatchLike, CountFunction, LossFunction, PredictFunction, PyTree
 
 
@@ -81,7 +82,11 @@ def loss_terms(
     train: bool,
 ) -> LossTerms:
     """Returns the shapes of what the loss gives for a batch, and the names of its metrics."""
-    return describe_loss(loss_function, apply_fn, settings, state, batch, num_rows(batch), train)
+    what = f"This was loss_function with train={train}, tried with a batch of"
+    with trying(what, batch):
+        return describe_loss(
+            loss_function, apply_fn, settings, state, batch, num_rows(batch), train
+        )
 
 
 def compile_program(

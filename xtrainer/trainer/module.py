@@ -6,8 +6,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from xtrainer.callbacks.progress_bar import tracked
 from xtrainer.checkpoint import CheckpointItems
 from xtrainer.data import DataModule, Phase
+from xtrainer.errors import readable
 from xtrainer.hooks import Hooks
 from xtrainer.launch import is_main_process
 from xtrainer.loop import (
@@ -56,6 +58,7 @@ class TrainerModule(TrainerRestoring):
 
     # Training and evaluation.
 
+    @readable
     @takes_data_module(Phase.TRAIN)
     def train_model(
         self,
@@ -113,6 +116,7 @@ class TrainerModule(TrainerRestoring):
             loaders = Loaders(self.sources.of(train_loader, "train"), val)
             return run.train(self, plan, loaders, test_loader)
 
+    @readable
     def train_online(self, loader: Iterable[BatchLike]) -> HostMetrics:
         """Updates the model with one pass over a loader, and returns the means over that pass.
 
@@ -135,6 +139,7 @@ class TrainerModule(TrainerRestoring):
         """
         return online.train_online(self, self.sources.of(loader, "online"))
 
+    @readable
     @takes_data_module(Phase.VALIDATION)
     def eval_model(self, data_loader: Any, mode: str = "val", epoch_idx: int = 0) -> HostMetrics:
         """Returns the metrics of one or several sets, or of a :class:`DataModule`'s validation set,
@@ -144,6 +149,7 @@ class TrainerModule(TrainerRestoring):
         self.logger.log_metrics(metrics, self.global_step, mode, epoch_idx)
         return metrics
 
+    @readable
     @takes_data_module(Phase.TEST)
     def test_model(
         self, test_loader: Any, apply_callbacks: bool = False, epoch_idx: int = 0
@@ -164,6 +170,7 @@ class TrainerModule(TrainerRestoring):
             metrics = found
         return metrics
 
+    @readable
     def test_eval_function(self, val_loader: Any) -> None:
         """Runs the evaluation step on the first batch, which stays the first.
 
@@ -175,6 +182,7 @@ class TrainerModule(TrainerRestoring):
             self.compiled_eval_step(self.state, batch, self.compiled_eval_step.new_window())
         )
 
+    @readable
     def evaluate_with(
         self, loss_function: Callable[..., Any], loader: Iterable[BatchLike], title: str
     ) -> HostMetrics:
@@ -204,6 +212,7 @@ class TrainerModule(TrainerRestoring):
         """
         return counting.count(self, function, size, loader, title)
 
+    @readable
     def tune_batch_size(
         self,
         loader: Any = None,
@@ -243,6 +252,7 @@ class TrainerModule(TrainerRestoring):
         limits = (max_batch_size, max_trials, halving_limit, steps_per_trial, memory_limit)
         return batch_trials.tune(self, loader, *limits, on_improvement)
 
+    @readable
     def predict(
         self,
         loader: Iterable[BatchLike] | DataModule,
@@ -285,10 +295,8 @@ class TrainerModule(TrainerRestoring):
 
     def tracker(self, iterator: Any, **kwargs: Any) -> Any:
         """Returns the iterator with a progress bar, where bars are enabled and can be seen."""
-        from tqdm.auto import tqdm  # not with the package: it imports much
-
         wanted = self.trainer_config.enable_progress_bar and is_main_process()
-        return tqdm(iterator, disable=None if wanted else True, **kwargs)
+        return tracked(iterator, self.callbacks, wanted, **kwargs)
 
     def log_training_info(
         self,

@@ -18,6 +18,7 @@ from xtrainer.callbacks import (
 )
 from xtrainer.config import check_configs
 from xtrainer.data import batch_spec, num_rows
+from xtrainer.errors import readable
 from xtrainer.launch import (
     enable_compilation_cache,
     is_main_process,
@@ -103,6 +104,7 @@ class TrainerParts(TrainerSeams):
     is_own_state: bool
     """Whether the state comes from this run: trained here, or loaded from its own folder."""
 
+    @readable
     def __init__(
         self,
         trainer_config: TrainerConfig,

@@ -7,7 +7,7 @@ import jax
 from jax.sharding import Mesh
 
 from xtrainer.checkpoint import read_meta
-from xtrainer.errors import CheckpointNotFoundError
+from xtrainer.errors import CheckpointNotFoundError, readable
 from xtrainer.trainer import from_dict, rebuild, resume, saving, shared
 from xtrainer.trainer.answers import TrainerAnswers
 from xtrainer.trainer.pretrained import PretrainedMap, load_mapped
@@ -18,6 +18,7 @@ from xtrainer.types import BatchLike
 class TrainerRestoring(TrainerAnswers):
     """A trainer that can be put where a checkpoint says; :class:`TrainerModule` adds the runs."""
 
+    @readable
     def load_model(
         self, step_idx: shared.StepIndex = -1, raise_if_not_found: bool = True
     ) -> int | None:
@@ -49,6 +50,7 @@ class TrainerRestoring(TrainerAnswers):
             return None
         return int(found.name)
 
+    @readable
     def load_data_loaders(
         self,
         step_idx: shared.StepIndex = -1,
@@ -68,6 +70,7 @@ class TrainerRestoring(TrainerAnswers):
         given = {"train": train_loader, "val": val_loader, "test": test_loader}
         saving.restore_sources(self.sources, meta, given)
 
+    @readable
     def restore_model(self, state_dict: dict[str, Any]) -> None:
         """Replaces parts of the state: ``params``, and any of ``step, opt_state, rng`` and
         ``mutable_variables``.
@@ -79,6 +82,7 @@ class TrainerRestoring(TrainerAnswers):
         self.progress.step = int(jax.device_get(self.state.step))
 
     @staticmethod
+    @readable
     def restore_data_loaders(
         state_dict: dict[str, Any],
         train_loader: Any = None,
@@ -89,6 +93,7 @@ class TrainerRestoring(TrainerAnswers):
         given = {"train": train_loader, "val": val_loader, "test": test_loader}
         from_dict.restore_loaders(state_dict, given)
 
+    @readable
     def load_pretrained_model(
         self,
         checkpoint_path: str | Path,
@@ -140,6 +145,7 @@ class TrainerRestoring(TrainerAnswers):
         return int(step_folder.name)
 
     @classmethod
+    @readable
     def load_from_checkpoint(
         cls,
         checkpoint: str | Path,
@@ -174,6 +180,7 @@ class TrainerRestoring(TrainerAnswers):
         return trainer
 
     @classmethod
+    @readable
     def from_run(cls, folder: str | Path) -> Self:
         """Returns a trainer with the configs and the model of a run's newest checkpoint."""
         return cls.load_from_checkpoint(shared.choose_step(folder, "latest")[0])

@@ -33,6 +33,7 @@ from xtrainer.trainer.watched import watched
 from xtrainer.types import HostMetrics
 
 _LOG = logging.getLogger(__name__)
+_HARMED = (StopReason.NONFINITE, StopReason.UNSTABLE)
 
 
 def train(
@@ -105,7 +106,7 @@ def _train(
                     trainer.request_stop(*_wish(asked))
                 run_training(trainer, loaders, plan)
         results |= trainer.results_so_far
-        _LOG.info("%s", f"{_reason(trainer).value} {trainer.stop_detail}".rstrip())
+        _tell_end(trainer)
         if begun:
             trainer.notify("on_training_end")
         if begun and test_loader is not None and _may_test(_reason(trainer)):
@@ -135,8 +136,7 @@ def _last_words(trainer: TrainerView, error: BaseException) -> list[Callable[[],
 
 
 def _may_test(reason: StopReason) -> bool:
-    harmed = reason in (StopReason.NONFINITE, StopReason.UNSTABLE)
-    return not harmed and not reason.was_asked_from_outside
+    return reason not in _HARMED and not reason.was_asked_from_outside
 
 
 def _test(trainer: TrainerView, test_loader: Any, results: dict[str, HostMetrics]) -> None:
@@ -151,6 +151,12 @@ def _test(trainer: TrainerView, test_loader: Any, results: dict[str, HostMetrics
     except BrokenOff:
         asked, trainer.stop_reason = trainer.interrupts.asked, None
         trainer.end_run(*agree_on_end(None if asked is None else _wish(asked)))
+
+
+def _tell_end(trainer: TrainerView) -> None:
+    reason = _reason(trainer)
+    level = logging.WARNING if reason in _HARMED else logging.INFO  # shown without a logger too
+    _LOG.log(level, "%s", f"{reason.value} {trainer.stop_detail}".rstrip())
 
 
 def _reason(trainer: TrainerView) -> StopReason:

@@ -8,6 +8,7 @@ import jax
 from xtrainer.data import get_input
 from xtrainer.hooks import Hooks
 from xtrainer.trainer.assemble import call_arguments, init_variables
+from xtrainer.trainer.tried import no_loss
 from xtrainer.types import (
     ApplyFn,
     BatchLike,
@@ -44,7 +45,7 @@ class TrainerSeams(Hooks):
         Raises:
             TypeError: If the subclass has no loss function.
         """
-        raise TypeError(f"{type(self).__name__} must define loss_function(...).")
+        raise no_loss(type(self))
 
     def predict_function(
         self, params: PyTree, apply_fn: ApplyFn, batch: BatchLike, rng: PRNGKey
