@@ -39,23 +39,15 @@ class Config:
     """
 
     @readable
-    def __new__(cls, *args: Any, **kwargs: Any) -> "Config":
+    def __new__(cls: Any, *args: Any, **kwargs: Any) -> "Config":
         """Refuses fields that there are not, with the nearest name.
 
         Raises:
             ConfigError: Naming each of them.
         """
-        if kwargs and "__init__" in vars(cls) and dataclasses.is_dataclass(cls):
-            names = [field.name for field in dataclasses.fields(cls) if field.init]
-            taken = inspect.signature(cls.__init__).parameters
-            if unknown := [name for name in kwargs if name not in taken]:
-                raise ConfigError(
-                    [
-                        f"{cls.__name__} has no field {name!r}. {did_you_mean(name, names)}"
-                        for name in unknown
-                    ]
-                )
-        return super().__new__(cls)
+        if kwargs and "__init__" in vars(cls):
+            _check_fields(cls, kwargs)
+        return object.__new__(cls)
 
     def __post_init__(self) -> None:
         """Takes whole numbers of NumPy as those of Python, as they are written and read back."""
@@ -139,6 +131,18 @@ class Config:
     def problems(self) -> list[str]:
         """Returns one sentence for each value that cannot work; fields are named without path."""
         return []
+
+
+def _check_fields(config_class: type[Config], given: Mapping[str, Any]) -> None:
+    taken = inspect.signature(config_class.__init__).parameters
+    names = [field.name for field in dataclasses.fields(config_class) if field.init]
+    if unknown := [name for name in given if name not in taken]:
+        raise ConfigError(
+            [
+                f"{config_class.__name__} has no field {name!r}. {did_you_mean(name, names)}"
+                for name in unknown
+            ]
+        )
 
 
 def config_classes() -> dict[str, type[Config]]:

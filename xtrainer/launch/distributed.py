@@ -126,7 +126,7 @@ def process_index() -> int:
 
 def devices_missing(error: Exception) -> DeviceError:
     """Returns what to say where JAX cannot start the devices that it was asked for."""
-    asked = os.environ.get("JAX_PLATFORMS") or jax.config.jax_platforms or ""
+    asked = os.environ.get("JAX_PLATFORMS") or jax.config.values["jax_platforms"] or ""
     said = f" ({error})" if str(error) else ""
     return DeviceError(
         f"JAX cannot start the devices it is asked for, JAX_PLATFORMS={asked!r}{said}. Expected "
