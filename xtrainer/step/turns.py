@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -83,9 +83,17 @@ def make_turns_step(
         >>> [name for name in metrics.layout.names if "loss" in name]
         ['loss', 'up_loss', 'down_loss']
     """
-    settings = settings or StepSettings()
     _check_names(losses, groups)
+    return _make_step(losses, groups, apply_fn, optimizer, settings or StepSettings())
 
+
+def _make_step(
+    losses: Mapping[str, LossFunction],
+    groups: Sequence[ParamGroupConfig],
+    apply_fn: ApplyFn,
+    optimizer: optax.GradientTransformation,
+    settings: StepSettings,
+) -> TrainStepFn:
     def train_step(
         state: TrainState,
         batch: BatchLike,
@@ -97,18 +105,20 @@ def make_turns_step(
             row_mask = jnp.ones(jax.tree.leaves(batch)[0].shape[0], bool)
         state = on_devices(state, settings)
         labels = _labels(losses, groups, state, settings)
-        rng = jax.random.fold_in(state.rng, state.step)
         scale = scale_of(settings.precision, state.guard)
         line, taken = Line(settings.in_line), _Taken(settings)
-        moved, updates = state, None
-        for number, (name, loss) in enumerate(losses.items()):
+
+        def turn(number: int, name: str, before: TrainState) -> tuple[PyTree, TrainState]:
             own = dataclasses.replace(settings, freeze=_all_but(name, labels, settings.freeze))
-            objective = make_objective_fn(loss, apply_fn, own)
-            parts = (moved.mutable_variables, batch, row_mask, jax.random.fold_in(rng, number))
-            result, value_fn = objective(moved.params, *parts, scale)
-            part, moved = propose(_of_turn(optimizer, name), moved, result, line, value_fn)
-            updates = part if updates is None else jax.tree.map(jnp.add, updates, part)
-            taken.add(name, moved, result)
+            objective = make_objective_fn(losses[name], apply_fn, own)
+            rng = jax.random.fold_in(jax.random.fold_in(state.rng, state.step), number)
+            parts = (before.mutable_variables, batch, row_mask, rng, scale)
+            result, value_fn = objective(before.params, *parts)
+            updates, after = propose(_of_turn(optimizer, name), before, result, line, value_fn)
+            taken.add(name, after, result)
+            return updates, after
+
+        moved, updates = _in_order(turn, losses, state)
         norm = line.norm(taken.grads, updates)
         norms = norm_values(norm, taken.grads, state.params, settings, line)
         norms += [x for x in (scale, taken.penalty) if x is not None]
@@ -120,6 +130,19 @@ def make_turns_step(
         return stored(new_state, settings), metrics, report_of(state, new_state, row_mask, said)
 
     return train_step
+
+
+def _in_order(
+    turn: Callable[[int, str, TrainState], tuple[PyTree, TrainState]],
+    names: Iterable[str],
+    state: TrainState,
+) -> tuple[TrainState, PyTree]:
+    """Returns the state after all turns, and the updates of all parameters."""
+    updates = None
+    for number, name in enumerate(names):
+        part, state = turn(number, name, state)
+        updates = part if updates is None else jax.tree.map(jnp.add, updates, part)
+    return state, updates
 
 
 class _Taken:
