@@ -76,8 +76,8 @@ class Way:
 NONFINITE = "python experiments/byte_lm.py --config.trainer.logger.log_path=runs/nan"
 TRAIN_A, TRAIN_B = (
     "python experiments/byte_lm.py --config.trainer.gradient_accumulate_steps=4 "
-    f"--config.trainer.logger.log_path=runs/{name}"
-    for name in "ab"
+    f"--config.trainer.logger.log_path=runs/{name}{more}"
+    for name, more in (("a", ""), ("b", " --config.optimizer.scheduler.lr=1e-3"))
 )
 WAYS = [
     Way(re.escape(NONFINITE), (*SHRUNK, *STEPS, *BROKEN), code=3),
