@@ -56,7 +56,7 @@ class Way:
         pattern: Of the whole command.
         more: What is added to it.
         changes: What is put in the place of words of it.
-        first: A command that is run before it.
+        first: Commands that are run before it.
         code: What it ends with.
         is_slow: Whether the default run goes without it.
         is_inside: Whether it is run in this process, since it starts no devices.
@@ -66,7 +66,7 @@ class Way:
     pattern: str
     more: tuple[str, ...] = ()
     changes: tuple[tuple[str, str], ...] = ()
-    first: str = ""
+    first: tuple[str, ...] = ()
     code: int = 0
     is_slow: bool = True
     is_inside: bool = False
@@ -76,8 +76,8 @@ class Way:
 NONFINITE = "python experiments/byte_lm.py --config.trainer.logger.log_path=runs/nan"
 TRAIN_A, TRAIN_B = (
     "python experiments/byte_lm.py --config.trainer.gradient_accumulate_steps=4 "
-    f"--config.trainer.logger.log_path=runs/{name}"
-    for name in "ab"
+    f"--config.trainer.logger.log_path=runs/{name}{more}"
+    for name, more in (("a", ""), ("b", " --config.optimizer.scheduler.lr=1e-3"))
 )
 WAYS = [
     Way(re.escape(NONFINITE), (*SHRUNK, *STEPS, *BROKEN), code=3),
@@ -86,16 +86,16 @@ WAYS = [
     Way(r"python experiments/byte_lm.py.*", (*SHRUNK, *STEPS)),
     Way(
         r"python experiments/evaluate.py runs/a",
-        first=TRAIN_A,
+        first=(TRAIN_A,),
         is_slow=False,
     ),
     Way(r"(python -m xtrainer.launch|xtrainer launch -n) .*", (*SHRUNK, *STEPS)),
     Way(r"xtrainer launch --slurm .*", is_slow=False, is_inside=True),
     Way(r"xtrainer train .*", (*SHRUNK, *STEPS)),
-    Way(r"xtrainer diff runs/a runs/b", first=TRAIN_B, code=1),
-    Way(r"xtrainer evaluate runs/a .*", first=TRAIN_A),
-    Way(r"xtrainer report runs/a runs/b .*", first=TRAIN_B),
-    Way(r"xtrainer (inspect|report) runs/a.*", first=TRAIN_A, is_slow=False, is_inside=True),
+    Way(r"xtrainer diff runs/a runs/b", first=(TRAIN_A, TRAIN_B), code=1),
+    Way(r"xtrainer evaluate runs/a .*", first=(TRAIN_A,)),
+    Way(r"xtrainer report runs/a runs/b .*", first=(TRAIN_A, TRAIN_B)),
+    Way(r"xtrainer (inspect|report) runs/a.*", first=(TRAIN_A,), is_slow=False, is_inside=True),
     Way(r"xtrainer (list runs|completion .*)", is_slow=False, is_inside=True),
     Way(r"python experiments/gan.py .*", ("--config.data.batch_size=16", *STEPS)),
     Way(r"python experiments/(digits|sweep|study).py .*", ("--config.num_epochs=1",)),
@@ -108,7 +108,7 @@ WAYS = [
         r"xtrainer replay RUN --experiment FILE",
         (*SHRUNK, *STEPS, *BROKEN),
         (("RUN", "runs/nan"), ("FILE", "experiments/byte_lm.py")),
-        first=NONFINITE,
+        first=(NONFINITE,),
     ),
 ]
 """The first that fits counts."""
@@ -163,8 +163,8 @@ class Shell:
         """Returns how a command has ended."""
         if command not in self.done:
             way = way_of(command)
-            if way.first:
-                self.run(way.first)
+            for before in way.first:
+                self.run(before)
             words = [dict(way.changes).get(word, word) for word in shlex.split(command)]
             words += [word.format(text=self.text) for word in way.more]
             if way.is_inside:

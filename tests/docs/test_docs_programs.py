@@ -11,6 +11,9 @@ from docs_pages import ROOT, blocks, page_blocks, page_names
 from docs_runner import run_blocks
 
 PAGES = [name for name in page_names() if any(b.language == "python" for b in page_blocks(name))]
+LONG = {"migrate/hf_trainer.md", "migrate/lightning.md", "rooms/tuning.md"}
+"""Pages whose programs the default run goes without, since those of their neighbours are alike."""
+MARKED = [pytest.param(page, marks=pytest.mark.slow) if page in LONG else page for page in PAGES]
 LANGUAGES = {"python", "bash", "text", "diff", "yaml", "toml", "json"}
 
 
@@ -32,7 +35,7 @@ def faults(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return dict(told) | {None: result.stderr[-2000:]}
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", MARKED)
 def test_the_programs_of_a_page_run(page: str, faults: dict) -> None:
     assert page in faults, f"The process ended before it came here: {faults[None]}"
     assert not faults[page], faults[page]
