@@ -76,6 +76,7 @@ with epy.lazy_api_imports(globals()):
     )
     from xtrainer.trainer import (
         ModelConfig,
+        NNXModel,
         PretrainedMap,
         TrainerConfig,
         TrainerModule,
@@ -107,6 +108,7 @@ __all__ = [
     "MetricsTableConfig",
     "ModelCheckpointConfig",
     "ModelConfig",
+    "NNXModel",
     "OptimizerConfig",
     "ParallelConfig",
     "ParamGroupConfig",

@@ -11,11 +11,13 @@ Synopsis:
 from xtrainer.trainer.assemble import abstract_state, init_state
 from xtrainer.trainer.config import ModelConfig, TrainerConfig
 from xtrainer.trainer.module import TrainerModule
+from xtrainer.trainer.nnx_model import NNXModel
 from xtrainer.trainer.pretrained import PretrainedMap
 from xtrainer.trainer.shapes import shapes_only
 
 __all__ = [
     "ModelConfig",
+    "NNXModel",
     "PretrainedMap",
     "TrainerConfig",
     "TrainerModule",
