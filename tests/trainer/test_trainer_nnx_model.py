@@ -88,7 +88,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_it_trains_as_a_loop_of_nnx_and_optax(run: Any) -> None:
     start, model = run.start, run.model
     variables = {"params": start.params, **start.mutable_variables}
-    module = model.module(jax.tree.map(jnp.asarray, variables), {"dropout": jax.random.key(0)}, True)
+    module = model.module(
+        jax.tree.map(jnp.asarray, variables), {"dropout": jax.random.key(0)}, True
+    )
     optimizer = nnx.Optimizer(module, optax.adam(0.01), wrt=nnx.Param)
 
     @nnx.jit
