@@ -79,6 +79,7 @@ with epy.lazy_api_imports(globals()):
     )
     from xtrainer.trainer import (
         ModelConfig,
+        NNXModel,
         PretrainedMap,
         TrainerConfig,
         TrainerModule,
@@ -112,6 +113,7 @@ __all__ = [
     "MetricsTableConfig",
     "ModelCheckpointConfig",
     "ModelConfig",
+    "NNXModel",
     "OptimizerConfig",
     "ParallelConfig",
     "ParamGroupConfig",

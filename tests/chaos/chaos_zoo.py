@@ -225,7 +225,8 @@ def _kill_after(process: "subprocess.Popen[str]", delay: float) -> None:
 
 def environ(plan: str, devices: int, folder: Path) -> dict[str, str]:
     """Returns the environment of a job; its folder marks all processes that come of it."""
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0 "
+    flags += "--xla_cpu_use_fusion_emitters=false"
     return {
         **os.environ,
         "CHAOS": plan,

@@ -52,6 +52,17 @@ def test_the_main_process_writes_all_files(tmp_path):
     assert "step 50 | epoch 1 | val/loss_mean 2" in (folder / "output_0.log").read_text()
 
 
+@pytest.mark.parametrize("console", [True, False])
+def test_without_the_console_rows_are_in_the_text_log_alone(tmp_path, capsys, console):
+    config = LoggerConfig(log_path=str(tmp_path), log_tools=[], console=console)
+    logger = build_loggers(config, is_main=True, process_index=0)
+    logger.log_metrics({"loss": 1.0}, 1, "val", 1)
+    logger.finalize("completed")
+    row = "step 1 | epoch 1 | val/loss 1\n"
+    assert row in (tmp_path / "output_0.log").read_text()
+    assert capsys.readouterr().out == (row if console else "")
+
+
 def test_nothing_is_written_before_the_first_row(tmp_path):
     config = LoggerConfig(log_path=str(tmp_path / "run"))
     logger = build_loggers(config, is_main=True, process_index=0)

@@ -163,6 +163,7 @@ def test_large_parts_of_long_runs_are_warned_of(
         ledger.warn_of_large_parts()
     assert (f"Slow took {slow}.0 s, {100 * slow / whole:.0f} % of the run" in caplog.text) is warns
     assert bool(caplog.records) is warns
+    assert ("every_n_epochs, every_n_steps of its config" in caplog.text) is warns
 
 
 @pytest.mark.parametrize(("waited", "warns"), [(4, True), (3, False)])

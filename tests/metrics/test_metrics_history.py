@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from xtrainer.errors import CheckpointError
+from xtrainer.errors import CheckpointError, MetricError
 from xtrainer.metrics import History, Row
 from xtrainer.metrics import history as module
 
@@ -37,6 +37,12 @@ def test_sets_are_those_with_rows_in_the_order_of_a_run() -> None:
     assert "train" not in history
     with pytest.raises(KeyError, match="train"):
         history["train"]
+
+
+def test_a_metric_that_no_row_of_a_set_has_is_an_error() -> None:
+    history = filled(1, mode="train_epoch")
+    with pytest.raises(MetricError, match="'train_epoch' has .* 'loss_mean'. Did you mean 'loss'?"):
+        history.series("train_epoch", "loss_mean")
 
 
 def test_a_row_of_the_same_step_takes_the_place_of_the_one_before() -> None:

@@ -113,7 +113,7 @@ def run_processes(
     address = f"127.0.0.1:{_free_port()}"
     flags = f"--xla_force_host_platform_device_count={devices}"
     if not optimized:
-        flags += " --xla_backend_optimization_level=0"
+        flags += " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
     with contextlib.ExitStack() as stack:
         logs = [[_log(stack, folder, kind, i) for kind in ("out", "err")] for i in range(count)]
         members = [

@@ -196,7 +196,12 @@ class Cut(zoo.Classifier):
             lambda: make(model=zoo.MLP(width=3)),
             r"found a model, MLP\(...\), expected its class. Give ModelConfig\(model_class=MLP, mo",
         ),
-        (lambda: make(model=Nnx), r"found an NNX module, Nnx, .*expected a Flax Linen module"),
+        (
+            lambda: make(model=lambda: Nnx()),
+            r"found a function that returns an NNX module Nnx, expected its class",
+        ),
+        (lambda: make(model=Nnx()), r"found a model, Nnx\(...\), expected its class"),
+        (lambda: make(model=object), r"found object, which has no init and apply"),
         (
             lambda: make(config={"callbacks": [xt.ModelCheckpointConfig()]}),
             r"ModelCheckpoint: found no folder, .*Set LoggerConfig\(log_path=...\)",

@@ -205,6 +205,7 @@ def test_another_batch_is_reported_with_the_leaf_and_what_has_changed(
     assert re.search(line, report)
     assert "train_step is compiled again, since its arguments have changed" in caplog.text
     assert re.search(line, caplog.text)
+    assert ("drop_last=True" in caplog.text) is ("rows" in batch)
 
 
 def test_a_report_names_only_what_has_changed(ready: Parts) -> None:

@@ -106,8 +106,10 @@ def test_a_dry_run_shows_the_table_and_changes_nothing(
     trainer = make(classes=5)
     before = zoo.host(trainer.state.params)
     with caplog.at_level(logging.INFO):
-        assert trainer.load_pretrained_model(run.folder, dry_run=True) == 2
+        report = trainer.load_pretrained_model(run.folder, dry_run=True)
     assert "Would load" in caplog.text and "2 loaded, 2 different shape" in caplog.text
+    assert repr(report) == "PretrainedReport(2 loaded, 2 different shape)"
+    assert str(report) == report.table() and "head/kernel" in str(report)
     zoo.assert_same(trainer.state.params, before)
 
 

@@ -41,6 +41,10 @@ class LoggerConfig(Config):
     )
     """Who is told beside the console, in this order."""
 
+    console: bool = True
+    """Show messages on stdout. Without it they are in the text log alone, and where the program has
+    set up Python's ``logging`` to show them."""
+
     console_interval_s: float = 0.1
     """Seconds between two rows of training on the console and in the text log, at the least; of
     those that come sooner only the newest is shown. The other tools are told of every row."""
@@ -198,7 +202,7 @@ def build_loggers(config: LoggerConfig | None, *, is_main: bool, process_index: 
     if folder is not None:
         tools.append(_guarded(CommandLog(folder, config.cmd_logging_name, process_index), config))
     if is_main:
-        tools.append(_guarded(ConsoleLogger(config.console_interval_s), config))
+        tools.append(_guarded(ConsoleLogger(config.console_interval_s, config.console), config))
         made = [_guarded(tool.create(folder), config) for tool in config.log_tools]
         tools += [RowBuffer(tool, config.write_interval_s) for tool in made]
     return MultiLogger(tools)

@@ -24,9 +24,11 @@ class ConsoleLogger(LoggerTool):
 
     Args:
         min_interval_s: Seconds between two rows of training, at the least.
+        shows: Whether messages are shown on stdout where nothing else shows them.
     """
 
-    def __init__(self, min_interval_s: float = 0.0) -> None:
+    def __init__(self, min_interval_s: float = 0.0, shows: bool = True) -> None:
+        self._shows = shows
         self._handler: logging.Handler | None = None
         self._min_interval_s = min_interval_s
         self._said_at = -math.inf
@@ -34,7 +36,7 @@ class ConsoleLogger(LoggerTool):
 
     def open(self) -> None:
         """Makes messages visible on stdout where nothing else shows them."""
-        if self._handler is None and not _is_shown():
+        if self._shows and self._handler is None and not _is_shown():
             self._handler = _Stdout()
             _attach(self._handler)
 

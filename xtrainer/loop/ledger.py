@@ -184,7 +184,8 @@ class Ledger:
             if total > _SHARE_AFTER_S and seconds > _SHARE * total:
                 _LOG.warning(
                     "%s took %.1f s, %.0f %% of the run. Make it faster, or let it be due less "
-                    "often.", name, seconds, 100 * seconds / total,
+                    "often (every_n_epochs, every_n_steps of its config).",
+                    name, seconds, 100 * seconds / total,
                 )  # fmt: skip
 
     def _turn(self, account: str | None) -> float:

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from xtrainer.errors import CheckpointError
+from xtrainer.errors import CheckpointError, MetricError, did_you_mean
 from xtrainer.json_text import row_from_json, row_to_json
 from xtrainer.types import JSON, HostMetrics
 
@@ -87,9 +87,22 @@ class History(Mapping[str, list[Row]]):
         return rows[-1] if rows else None
 
     def series(self, mode: str, metric: str) -> dict[int, float]:
-        """Returns one metric of a set by step, for a plot; rows without it are left out."""
+        """Returns one metric of a set by step, for a plot; rows without it are left out.
+
+        A set without any rows gives ``{}``.
+
+        Raises:
+            MetricError: If the set has rows and none has the metric.
+        """
         rows = self.get(mode, [])
-        return {row.step: row.metrics[metric] for row in rows if metric in row.metrics}
+        found = {row.step: row.metrics[metric] for row in rows if metric in row.metrics}
+        if rows and not found:
+            known = {name for row in rows for name in row.metrics}
+            raise MetricError(
+                f"history.series: no row of {mode!r} has the metric {metric!r}. "
+                f"{did_you_mean(metric, known)}"
+            )
+        return found
 
     def __getitem__(self, mode: str) -> list[Row]:
         """Returns the rows of a set.

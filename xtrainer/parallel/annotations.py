@@ -76,8 +76,8 @@ def read_annotations(params: PyTree) -> dict[str, AxisNames]:
     """Returns what the boxes of a tree of parameters say, by parameter path.
 
     Boxes are those of ``nn.with_partitioning`` and ``nn.with_logical_partitioning``; layers that
-    ``nn.scan`` stacks have the name of the new axis in theirs (``metadata_params``). Parameters of
-    ``nnx`` are laid out by rules: its annotated modules can only be made in a mesh context.
+    ``nn.scan`` stacks have the name of the new axis in theirs (``metadata_params``). Those of
+    ``nnx`` get such boxes from ``xtrainer.NNXModel``.
 
     Example:
         >>> read_annotations({"kernel": nn.Partitioned(1.0, ("fsdp", None)), "bias": 0.0})

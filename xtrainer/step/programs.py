@@ -202,10 +202,15 @@ class Programs:
         shown = changes[:10] + ([f"and {len(changes) - 10} more"] if len(changes) > 10 else [])
         text = "\n  ".join(shown) or "nothing that can be told apart"
         self.recompilations.append(text)
-        _LOG.log(self._level, "%s is compiled again, since its arguments have changed:\n  %s.",
-                 self.name, text)  # fmt: skip
+        fewer = any(line.startswith("row_mask: shape") for line in changes)
+        _LOG.log(self._level, "%s is compiled again, since its arguments have changed:\n  %s.%s",
+                 self.name, text, _OTHER_ROWS if fewer else "")  # fmt: skip
 
 
+_OTHER_ROWS = (
+    "\nThis is no fault, and happens once for each number of rows. Where it is the last batch of a "
+    "pass that is smaller, drop_last=True of a training loader leaves it out."
+)
 _compiling: list[threading.Thread] = []
 
 

@@ -12,6 +12,7 @@ from xtrainer.trainer.assemble import abstract_state, init_state
 from xtrainer.trainer.config import ModelConfig, TrainerConfig
 from xtrainer.trainer.journal_lines import JournalError, JournalLine, read_journal
 from xtrainer.trainer.module import TrainerModule
+from xtrainer.trainer.nnx_model import NNXModel
 from xtrainer.trainer.pretrained import PretrainedMap
 from xtrainer.trainer.shapes import shapes_only
 
@@ -19,6 +20,7 @@ __all__ = [
     "JournalError",
     "JournalLine",
     "ModelConfig",
+    "NNXModel",
     "PretrainedMap",
     "TrainerConfig",
     "TrainerModule",

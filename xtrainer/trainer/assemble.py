@@ -1,5 +1,6 @@
 """How do a model, an optimizer and a mesh become a state?"""
 
+import functools
 import inspect
 import logging
 import threading
@@ -33,6 +34,7 @@ from xtrainer.registry import models
 from xtrainer.state import GuardState, TrainState
 from xtrainer.step import PrecisionConfig, cast_floating
 from xtrainer.trainer.config import ModelConfig
+from xtrainer.trainer.nnx_model import NNXModel, check_is_model, is_nnx_class
 from xtrainer.trainer.tried import check_model, check_model_class, refused_arguments, trying
 from xtrainer.tree import num_elements
 from xtrainer.types import PRNGKey, PyTree
@@ -48,14 +50,15 @@ InitFn = Callable[[PyTree, PRNGKey], Mapping[str, Any]]
 
 
 def build_model(config: ModelConfig, default_class: Any = None) -> Any:
-    """Returns the model that a config describes.
+    """Returns the model that a config describes; one of NNX as an :class:`NNXModel`.
 
     Args:
         config: Class and arguments.
         default_class: The class where the config names none.
 
     Raises:
-        ConfigError: If there is no class, no such name, or the class refuses its arguments.
+        ConfigError: If there is no class, no such name, or the class refuses its arguments; for a
+            function that returns an NNX module.
     """
     model_class = default_class if config.model_class is None else config.model_class
     if model_class is None:
@@ -67,14 +70,16 @@ def build_model(config: ModelConfig, default_class: Any = None) -> Any:
         model_class = models.get(model_class)
     check_model_class(model_class)
     arguments = config.model_config
+    make = functools.partial(NNXModel, model_class) if is_nnx_class(model_class) else model_class
     try:
         if arguments is None:
-            return model_class()
-        return (
-            model_class(**arguments) if isinstance(arguments, Mapping) else model_class(arguments)
-        )
+            model = make()
+        else:
+            model = make(**arguments) if isinstance(arguments, Mapping) else make(arguments)
     except TypeError as error:
         raise refused_arguments(model_class, arguments, error) from error
+    check_is_model(model)
+    return model
 
 
 def init_variables(model: Any, inputs: PyTree, rngs: Mapping[str, PRNGKey]) -> Mapping[str, Any]:
@@ -97,11 +102,13 @@ def call_arguments(model: Any, inputs: PyTree) -> tuple[tuple[Any, ...], dict[st
     """Returns what a model is called with where it is not trained: by place, and by name.
 
     Args:
-        model: ``train=False`` is among the arguments where its ``__call__`` takes it.
+        model: ``train=False`` is among the arguments where its ``__call__`` takes it, and always
+            for an :class:`NNXModel`.
         inputs: One input, or a tuple of positional ones.
     """
     positional = inputs if isinstance(inputs, tuple) else (inputs,)
-    takes_train = "train" in inspect.signature(type(model).__call__).parameters
+    parameters = inspect.signature(type(model).__call__).parameters
+    takes_train = isinstance(model, NNXModel) or "train" in parameters
     return positional, ({"train": False} if takes_train else {})
 
 

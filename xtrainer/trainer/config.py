@@ -246,7 +246,7 @@ class ModelConfig(Config):
 
     model_class: str | type | Callable[..., Any] | None = None
     """The class, or the name it is registered under; None: the trainer's attribute
-    ``model_class``."""
+    ``model_class``. A Flax NNX class is wrapped, see ``NNXModel``."""
     model_config: Any = None
     """A mapping gives keyword arguments, any other object is the one positional argument, None
     calls ``model_class()``."""

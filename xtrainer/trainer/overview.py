@@ -10,6 +10,7 @@ from xtrainer.loggers import NullLogger
 from xtrainer.loop import StopReason, make_plan
 from xtrainer.metrics import parameter_table
 from xtrainer.optim import OptimizerConfig, decayed_params, frozen_patterns, label_params, path_mask
+from xtrainer.trainer.nnx_model import model_name
 from xtrainer.trainer.view import TrainerView
 
 _LOG = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ def training_facts(
     plan = make_plan(num_epochs, num_train_steps, steps_per_epoch)
     devices = trainer.mesh.devices.ravel()
     known: dict[str, Any] = {
-        "model": type(trainer.model).__name__,
+        "model": model_name(trainer.model),
         "parameters": f"{trainer.get_num_params():,}",
         "devices": f"{devices.size} x {devices[0].device_kind}",
         "mesh": ", ".join(f"{name}={size}" for name, size in trainer.mesh.shape.items()),

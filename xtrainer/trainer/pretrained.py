@@ -94,6 +94,14 @@ class PretrainedReport:
 
     rows: tuple[PretrainedRow, ...]
 
+    def __str__(self) -> str:
+        """Returns the table."""
+        return self.table()
+
+    def __repr__(self) -> str:
+        """Returns how many arrays have which result."""
+        return f"PretrainedReport({self.summary()})"
+
     @property
     def problems(self) -> list[PretrainedRow]:
         """The rows that no map covers."""
@@ -198,8 +206,10 @@ def _kind_of(kind: Mapping[str, Any]) -> str:
 
 def load_mapped(
     trainer: TrainerView, step_folder: Path, param_map: PretrainedMap, dry_run: bool
-) -> None:
+) -> PretrainedReport:
     """Puts a checkpoint's parameters and collections in the place of a trainer's own.
+
+    Returns what has become, or would become, of each array.
 
     Args:
         trainer: Of the model that takes them.
@@ -226,7 +236,7 @@ def load_mapped(
         )
     _LOG.info("%s of %s:\n%s", "Would load" if dry_run else "Loaded", step_folder, report.table())
     if dry_run:
-        return
+        return report
     taken = {row.path: row.source for row in report.rows if row.result == "loaded"}
     found = _read(step_folder, saved, own, taken)
     trainer.state = state.replace(
@@ -235,6 +245,7 @@ def load_mapped(
             lambda path, leaf: _fit(found[taken[path]], leaf) if path in taken else leaf, model
         ),
     )
+    return report
 
 
 def _read(

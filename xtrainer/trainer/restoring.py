@@ -1,7 +1,7 @@
 """How does a trainer take back what was saved? By step, from another run, from a dictionary."""
 
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Literal, Self, cast, overload
 
 import jax
 from jax.sharding import Mesh
@@ -10,7 +10,7 @@ from xtrainer.checkpoint import read_meta
 from xtrainer.errors import CheckpointNotFoundError, readable
 from xtrainer.trainer import from_dict, rebuild, resume, saving, shared
 from xtrainer.trainer.answers import TrainerAnswers
-from xtrainer.trainer.pretrained import PretrainedMap, load_mapped
+from xtrainer.trainer.pretrained import PretrainedMap, PretrainedReport, load_mapped
 from xtrainer.trainer.view import TrainerView
 from xtrainer.types import BatchLike
 
@@ -93,6 +93,26 @@ class TrainerRestoring(TrainerAnswers):
         given = {"train": train_loader, "val": val_loader, "test": test_loader}
         from_dict.restore_loaders(state_dict, given)
 
+    @overload
+    def load_pretrained_model(
+        self, checkpoint_path: str | Path, *args: Any, dry_run: Literal[True], **kwargs: Any
+    ) -> PretrainedReport: ...
+
+    @overload
+    def load_pretrained_model(
+        self,
+        checkpoint_path: str | Path,
+        step_idx: shared.StepIndex = -1,
+        load_best: bool = False,
+        load_optimizer: bool = True,
+        train_loader: Any = None,
+        val_loader: Any = None,
+        test_loader: Any = None,
+        delete_params_before_loading: bool = True,
+        param_map: PretrainedMap | None = None,
+        dry_run: Literal[False] = False,
+    ) -> int: ...
+
     @readable
     def load_pretrained_model(
         self,
@@ -106,7 +126,7 @@ class TrainerRestoring(TrainerAnswers):
         delete_params_before_loading: bool = True,
         param_map: PretrainedMap | None = None,
         dry_run: bool = False,
-    ) -> int:
+    ) -> int | PretrainedReport:
         """Takes the model of another run, which is only read, and returns the step it was saved at.
 
         Args:
@@ -122,7 +142,8 @@ class TrainerRestoring(TrainerAnswers):
                 read. They are kept until then: a failed load changes nothing.
             param_map: What may differ between the models; only parameters and mutable collections
                 are taken then, and a table says what became of each.
-            dry_run: Log that table and load nothing.
+            dry_run: Load nothing, and return what would become of each array; ``print`` shows it as
+                a table.
 
         Raises:
             CheckpointNotFoundError: If there is no such checkpoint.
@@ -132,8 +153,9 @@ class TrainerRestoring(TrainerAnswers):
         folder = Path(checkpoint_path).expanduser()
         if param_map is not None or dry_run:
             step_folder, _ = shared.choose_step(folder, which)
-            load_mapped(cast(TrainerView, self), step_folder, param_map or PretrainedMap(), dry_run)
-            return int(step_folder.name)
+            rules = param_map or PretrainedMap()
+            report = load_mapped(cast(TrainerView, self), step_folder, rules, dry_run)
+            return report if dry_run else int(step_folder.name)
         old = self.state
         step_folder = resume.load_usable(
             cast(TrainerView, self), folder, which, False, load_optimizer

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 
 from xtrainer.errors import ConfigError, XTrainerError, did_you_mean, teach
+from xtrainer.trainer.nnx_model import is_nnx_class
 from xtrainer.tree import flatten_with_paths
 
 _MOST_LEAVES = 8
@@ -114,7 +115,7 @@ def check_model_class(model_class: Any) -> None:
     Raises:
         ConfigError: Saying what to give instead.
     """
-    if isinstance(model_class, nn.Module):
+    if isinstance(model_class, nn.Module) or is_nnx_class(type(model_class)):
         name = type(model_class).__name__
         raise ConfigError(
             f"model.model_class: found a model, {name}(...), expected its class. Give "
@@ -143,11 +144,8 @@ def check_model(model: Any) -> None:
     """
     if callable(getattr(model, "init", None)) and callable(getattr(model, "apply", None)):
         return
-    kind = type(model)
-    is_nnx = any(base.__module__.startswith("flax.nnx") for base in kind.__mro__)
-    what = f"an NNX module, {kind.__name__}" if is_nnx else f"a {kind.__name__}"
-    nnx = "flax.nnx.bridge.to_linen_class makes one of an NNX module; or give" if is_nnx else "Give"
     raise ConfigError(
-        f"model.model_class: found {what}, which has no init and apply; expected a Flax Linen "
-        f"module. {nnx} a class with init(rngs, inputs) -> variables and apply(variables, inputs)."
+        f"model.model_class: found {type(model).__name__}, which has no init and apply; expected "
+        "a Flax module. Give the class of one, or one with init(rngs, inputs) -> variables and "
+        "apply(variables, inputs)."
     )

@@ -11,6 +11,7 @@ from xtrainer.errors import ConfigError
 from xtrainer.parallel import Collective, collectives_of
 from xtrainer.step import count_flops
 from xtrainer.trainer import TrainerModule
+from xtrainer.trainer.nnx_model import model_name
 from xtrainer.tuning.course import Checkpoints, Schedule, checkpoints, make_schedule, schedule_notes
 from xtrainer.tuning.layout import (
     BatchFacts,
@@ -142,7 +143,7 @@ def plan_run(
     problems += _memory_problems({"training": train, "evaluation": evaluation}, memory_limit)
     return RunPlan(
         **_device_facts(trainer),
-        model=type(trainer.model).__name__,
+        model=model_name(trainer.model),
         parameters=parameter_rows(trainer.state.params, layout),
         batch=batch,
         train=train,
