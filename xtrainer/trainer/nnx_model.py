@@ -130,17 +130,17 @@ class NNXModel:
             kwargs["train"] = train
         if rngs is not None and _takes(function, "rngs"):
             kwargs.setdefault("rngs", nnx.Rngs(**rngs))
+        # Captured where nobody asks for it too: NNX warns of what is sown outside.
+        capture = nnx.capture(
+            lambda module: getattr(module, method)(*args, **kwargs), nnx.Intermediate
+        )
+        outputs, sown = capture(module)
         if mutable is False or mutable is None:
-            return function(*args, **kwargs)
-        updates: dict[str, Any] = {}
-        if flax.core.scope.in_filter(mutable, "intermediates"):
-            outputs, sown = nnx.capture(function, nnx.Intermediate)(*args, **kwargs)
-            updates["intermediates"] = nnx.to_pure_dict(sown)
-        else:
-            outputs = function(*args, **kwargs)
+            return outputs
         found = self._variables(module, _value)
-        changed = {k: v for k, v in found.items() if flax.core.scope.in_filter(mutable, k)}
-        return outputs, {**changed, **updates}
+        if sown:
+            found["intermediates"] = nnx.to_pure_dict(sown)
+        return outputs, {k: v for k, v in found.items() if flax.core.scope.in_filter(mutable, k)}
 
     def module(
         self,
