@@ -194,6 +194,7 @@ def test_sown_values_are_intermediates() -> None:
     variables = model.init({"params": jax.random.key(0)})
     _, updates = model.apply(variables, jnp.ones((2, 4)), mutable=["intermediates"])
     assert updates == {"intermediates": {"mean": (1.0,)}}
+    assert model.apply(variables, jnp.ones((2, 4))).shape == (2, 3)  # without a warning of NNX
 
 
 def test_a_module_with_dropout_must_be_told_whether_it_is_trained() -> None:

@@ -5,6 +5,7 @@ Synopsis:
     model = NNXModel(Net, width=64)                              # the same without a trainer
 """
 
+import functools
 import inspect
 import sys
 import zlib
@@ -129,17 +130,17 @@ class NNXModel:
             kwargs["train"] = train
         if rngs is not None and _takes(function, "rngs"):
             kwargs.setdefault("rngs", nnx.Rngs(**rngs))
+        # Captured where nobody asks for it too: NNX warns of what is sown outside.
+        capture = nnx.capture(
+            lambda module: getattr(module, method)(*args, **kwargs), nnx.Intermediate
+        )
+        outputs, sown = capture(module)
         if mutable is False or mutable is None:
-            return function(*args, **kwargs)
-        updates: dict[str, Any] = {}
-        if flax.core.scope.in_filter(mutable, "intermediates"):
-            outputs, sown = nnx.capture(function, nnx.Intermediate)(*args, **kwargs)
-            updates["intermediates"] = nnx.to_pure_dict(sown)
-        else:
-            outputs = function(*args, **kwargs)
+            return outputs
         found = self._variables(module, _value)
-        changed = {k: v for k, v in found.items() if flax.core.scope.in_filter(mutable, k)}
-        return outputs, {**changed, **updates}
+        if sown:
+            found["intermediates"] = nnx.to_pure_dict(sown)
+        return outputs, {k: v for k, v in found.items() if flax.core.scope.in_filter(mutable, k)}
 
     def module(
         self,
@@ -174,9 +175,9 @@ class NNXModel:
         return module
 
     def _check_arrays(self, path: tuple[Any, ...], module: Any) -> None:
-        # NNX takes those of a traced constructor for constants.
+        # Those that NNX knows are shapes here; others it takes for constants of the trace.
         for name, value in vars(module).items():
-            if isinstance(value, jax.core.Tracer):
+            if isinstance(value, jax.Array):
                 where = ".".join((self.name, *_names(path), name))
                 raise ConfigError(
                     f"model.model_class: found the array {where}, expected a variable "
@@ -216,8 +217,9 @@ class NNXModel:
 def is_nnx_class(model_class: Any) -> bool:
     """Says whether a class is one of NNX modules; NNX is not imported for it."""
     loaded = sys.modules.get("flax.nnx")  # where it is not, no class can be
-    is_class = loaded is not None and inspect.isclass(model_class)
-    return is_class and issubclass(model_class, loaded.Module)
+    if loaded is None or not inspect.isclass(model_class):
+        return False
+    return issubclass(model_class, loaded.Module)
 
 
 def check_is_model(model: Any) -> None:
@@ -255,25 +257,19 @@ def _seed_streams(module: Any, rngs: Mapping[str, PRNGKey]) -> None:
             stream.__class__ = _unfed_class()
 
 
+@functools.cache
 def _unfed_class() -> Any:
-    global _Unfed
-    if _Unfed is None:
+    class Unfed(nnx.RngStream):
+        """A stream without a key: whoever draws from it would always draw the same."""
 
-        class Unfed(nnx.RngStream):
-            """A stream without a key: whoever draws from it would always draw the same."""
+        def __call__(self) -> PRNGKey:
+            tag = self.key.tag
+            raise LossError(
+                f"The model draws from its random stream {tag!r}, and was given no key for it. "
+                f"Pass one: apply_fn(variables, x, train=train, rngs={{{tag!r}: rng}})."
+            )
 
-            def __call__(self) -> PRNGKey:
-                tag = self.key.tag
-                raise LossError(
-                    f"The model draws from its random stream {tag!r}, and was given no key for it. "
-                    f"Pass one: apply_fn(variables, x, train=train, rngs={{{tag!r}: rng}})."
-                )
-
-        _Unfed = Unfed
-    return _Unfed
-
-
-_Unfed: Any = None
+    return Unfed
 
 
 def _takes(function: Callable[..., Any], name: str) -> bool:

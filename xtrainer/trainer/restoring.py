@@ -95,7 +95,18 @@ class TrainerRestoring(TrainerAnswers):
 
     @overload
     def load_pretrained_model(
-        self, checkpoint_path: str | Path, *args: Any, dry_run: Literal[True], **kwargs: Any
+        self,
+        checkpoint_path: str | Path,
+        step_idx: shared.StepIndex = -1,
+        load_best: bool = False,
+        load_optimizer: bool = True,
+        train_loader: Any = None,
+        val_loader: Any = None,
+        test_loader: Any = None,
+        delete_params_before_loading: bool = True,
+        param_map: PretrainedMap | None = None,
+        *,
+        dry_run: Literal[True],
     ) -> PretrainedReport: ...
 
     @overload
