@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec
 import xtrainer as xt
 from xtrainer.errors import ConfigError, LossError
 from xtrainer.trainer.assemble import build_model
+from xtrainer.trainer.overview import training_facts
 
 WIDTH, STEPS = 8, 6
 
@@ -128,6 +129,10 @@ def test_only_variables_are_in_the_state(run: Any) -> None:
     assert set(run.state.params) == {"up", "norm", "layers", "down"}  # and no keys of dropout
     assert set(run.state.params["layers"]) == {"0", "1"}
     assert "layers/1/kernel" in run.tabulate_params()
+
+
+def test_a_run_is_said_to_train_the_class_of_the_module(run: Any) -> None:
+    assert training_facts(run, 1, None, None, 4, {})["model"] == "Net"
 
 
 def test_a_resumed_run_ends_bit_for_bit_as_one_that_was_not_stopped(

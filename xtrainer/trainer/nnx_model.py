@@ -130,11 +130,7 @@ class NNXModel:
             kwargs["train"] = train
         if rngs is not None and _takes(function, "rngs"):
             kwargs.setdefault("rngs", nnx.Rngs(**rngs))
-        # Captured where nobody asks for it too: NNX warns of what is sown outside.
-        capture = nnx.capture(
-            lambda module: getattr(module, method)(*args, **kwargs), nnx.Intermediate
-        )
-        outputs, sown = capture(module)
+        outputs, sown = _captured(lambda module: getattr(module, method)(*args, **kwargs), module)
         if mutable is False or mutable is None:
             return outputs
         found = self._variables(module, _value)
@@ -212,6 +208,14 @@ class NNXModel:
             if path in self._leaves and not isinstance(leaf, nnx.RngState):
                 flat[(_collection(leaf), *_names(path))] = read(leaf)
         return unflatten_dict(flat)
+
+
+def _captured(call: Callable[[Any], Any], module: Any) -> tuple[Any, Any]:
+    """Returns what a call of a module returns, and what the module sows in it."""
+    if hasattr(nnx, "capture"):  # also where nobody asks: NNX warns of what is sown outside of it
+        return nnx.capture(call, nnx.Intermediate)(module)
+    outputs = call(module)  # before Flax 0.12.6 it is kept in the module
+    return outputs, nnx.state(module, nnx.Intermediate)
 
 
 def is_nnx_class(model_class: Any) -> bool:
