@@ -77,6 +77,16 @@ def test_the_learning_rate_of_a_step_is_that_of_its_update() -> None:
     assert trainer.learning_rate(2) == pytest.approx(1.0)
 
 
+def test_the_learning_rate_waits_for_no_accelerator(
+    trainer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    schedule = lambda updates: seen.append(jax.config.jax_default_device) or 0.5  # noqa: E731
+    monkeypatch.setattr(trainer, "lr_schedule", schedule)
+    assert trainer.learning_rate(1) == 0.5
+    assert [place.platform for place in seen] == ["cpu"]
+
+
 def test_the_first_reason_to_stop_is_kept(trainer: Any) -> None:
     trainer.stop_reason = None
     trainer.request_stop(detail="enough")

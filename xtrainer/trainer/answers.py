@@ -17,7 +17,7 @@ from xtrainer.state import TrainState
 from xtrainer.trainer import compiled, overview, plugins, resize
 from xtrainer.trainer.assemble import model_layout
 from xtrainer.trainer.parts import TrainerParts
-from xtrainer.trainer.rate import rate_factor, set_rate
+from xtrainer.trainer.rate import rate_at, rate_factor, set_rate
 from xtrainer.trainer.view import TrainerView
 from xtrainer.tree import num_elements
 from xtrainer.types import BatchLike
@@ -98,7 +98,7 @@ class TrainerAnswers(TrainerParts):
         if schedule is None:
             return None
         updates = step - (self.progress.skipped if skipped is None else skipped)
-        rate = float(jax.device_get(schedule(max(updates - 1, 0))))
+        rate = rate_at(schedule, max(updates - 1, 0))
         now = rate_factor(self.trainer_config, self.progress, self.callbacks)
         return rate * self.rates.of_update(step, now)
 

@@ -14,7 +14,7 @@ from xtrainer.optim import OptimizerConfig, is_scalable, set_update_scale
 from xtrainer.parallel import put_global
 from xtrainer.state import Progress
 from xtrainer.trainer.config import TrainerConfig
-from xtrainer.types import PyTree
+from xtrainer.types import PyTree, Schedule
 
 
 class RatedTrainer(Protocol):
@@ -55,6 +55,19 @@ class RateFactors:
     def of_update(self, step: int, now: float) -> float:
         """Returns the factor that the update of a step was made with; ``now`` that of the next."""
         return next((old for last, old in self._before if step <= last), now)
+
+
+def rate_at(schedule: Schedule, updates: int) -> float:
+    """Returns the learning rate after a number of updates.
+
+    It is computed by the CPU, where JAX has one: an accelerator takes the steps in flight before.
+    """
+    try:
+        place: Any = jax.default_device(jax.local_devices(backend="cpu")[0])
+    except RuntimeError:  # JAX_PLATFORMS leaves it out
+        place = contextlib.nullcontext()
+    with place:
+        return float(jax.device_get(schedule(updates)))
 
 
 def changes_rate(config: TrainerConfig) -> bool:
