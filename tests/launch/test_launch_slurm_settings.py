@@ -14,7 +14,7 @@ def test_every_field_can_be_given() -> None:
         job_name="a", nodes=3, tasks_per_node=4, gpus_per_node=4, cpus_per_task=2,
         memory_per_node="8G", time_limit="1:00", partition="p", account="b", qos="q",
         constraint="c", output="o", requeue=False, notice_s=90, environ={"A": "x=y", "B": ""},
-        setup=("one", "two"), options=("--exclusive",),
+        setup=("one", "two"), options=("--exclusive",), array="0-3%2",
     )  # fmt: skip
     settings = []
     for field in dataclasses.fields(job):

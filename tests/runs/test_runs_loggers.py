@@ -142,6 +142,7 @@ def test_wandb_holds_the_same_numbers(run: SimpleNamespace) -> None:
                 found.setdefault((mode, items["step"]), {})[name] = value
     texts = found.pop(("text", run.trainer.global_step))
     assert list(texts) == ["training_summary"]
+    assert list(found.pop(("text", 0))) == ["parameters"]
     assert found == rows(run.folder)
 
 
