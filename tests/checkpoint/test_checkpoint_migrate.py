@@ -37,6 +37,11 @@ def test_there_is_one_of_every_format():
     assert {path.name for path in GOLDEN.glob("format_*")} == {f"format_{n}" for n in FORMATS}
 
 
+TAKEN_AWAY = "['Dense_0']['bias']"
+"""BatchNorm subtracts this bias again: its gradient is what rounding leaves, another on each kind
+of processor, and Adam makes steps of full size of it."""
+
+
 def test_a_run_of_an_older_format_goes_on_to_the_same_end(run_folder, golden_run):
     migrate(run_folder)
     expected = json.loads((run_folder / "expected.json").read_text())
@@ -45,6 +50,8 @@ def test_a_run_of_an_older_format_goes_on_to_the_same_end(run_folder, golden_run
     assert golden_run.params_of(trainer) == expected["saved"]
     trainer.train_model(golden_run.make_data(), num_train_steps=golden_run.MORE_STEPS)
     found = golden_run.params_of(trainer)
+    del expected["later"][TAKEN_AWAY]
+    assert expected["later"]
     for path, values in expected["later"].items():
         np.testing.assert_allclose(found[path], values, rtol=1e-5, atol=1e-7)
 

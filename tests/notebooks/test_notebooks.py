@@ -114,9 +114,9 @@ def faults(notebook: Any) -> list[str]:
             found.append(f"metadata of a cell: {cell.metadata}")
         if MACHINE_PATH.search(cell.source):
             found.append(f"a path of a machine: {cell.source}")
-    for cell, output in ((cell, output) for cell in cells for output in cell.outputs):
+    for owner, output in ((cell, output) for cell in cells for output in cell.outputs):
         text = text_of(output)
-        warns = output.get("name") == "stderr" and WARNS not in cell.metadata.get("tags", ())
+        warns = output.get("name") == "stderr" and WARNS not in owner.metadata.get("tags", ())
         if output.output_type == "error" or warns:
             found.append(f"an error or a warning: {output}")
         if MACHINE_PATH.search(text):
