@@ -16,7 +16,7 @@ from lm.model import Transformer
 from lm.text import RandomWindows, SequentialWindows, load_splits
 from lm.trigram import Trigram
 from ml_collections import ConfigDict, config_dict
-from run_record import new_run_folder, say, show, write_record
+from run_record import new_run_folder, say, say_where, show, write_record
 
 import xtrainer as xt
 from xtrainer.config import to_config_dict
@@ -181,8 +181,7 @@ def run(config: Any) -> dict[str, dict[str, float]]:
         say(f"{name} trigram bits_per_byte: {bits!r}")
     tokens = config.num_train_steps * config.data.batch_size * config.data.context_length
     say(f"tokens per second, compilation and evaluation included: {tokens / seconds:.0f}")
-    say(f"run folder: {trainer.log_path}")
-    say(f"evaluate the best checkpoint: python experiments/evaluate.py {trainer.log_path}")
+    say_where(trainer.log_path)
     return results
 
 

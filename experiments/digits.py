@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import optax
 from ml_collections import ConfigDict
-from run_record import new_run_folder, say, show, write_record
+from run_record import new_run_folder, say_where, show, write_record
 from vision.data import TRAIN_SIZE, Examples, ImageLoader, load_digits
 from vision.model import DigitsCNN
 
@@ -133,8 +133,7 @@ def run(config: Any) -> dict[str, dict[str, float]]:
     )
     if "test" in results:  # not after a step that was not finite
         show("test", results["test"])
-    say(f"run folder: {trainer.log_path}")
-    say(f"evaluate the best checkpoint: python experiments/evaluate.py {trainer.log_path}")
+    say_where(trainer.log_path)
     return results
 
 

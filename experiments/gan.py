@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from generative.data import load_target, make_sets
 from generative.model import Gan
 from ml_collections import ConfigDict
-from run_record import new_run_folder, say, show, write_record
+from run_record import new_run_folder, say_where, show, write_record
 
 import xtrainer as xt
 from xtrainer.config import to_config_dict
@@ -206,8 +206,7 @@ def run(config: Any) -> dict[str, dict[str, float]]:
     )
     if "test" in results:  # not after steps that were not finite
         show("test", results["test"])
-    say(f"run folder: {trainer.log_path}")
-    say(f"evaluate the best checkpoint: python experiments/evaluate.py {trainer.log_path}")
+    say_where(trainer.log_path)
     return results
 
 

@@ -16,7 +16,7 @@ from lm.lora import BASE, LoraTransformer, merge
 from lm.manual import load_manual
 from lm.text import RandomWindows, SequentialWindows
 from ml_collections import ConfigDict, config_dict
-from run_record import new_run_folder, say, show, write_record
+from run_record import new_run_folder, say, say_where, show, write_record
 
 import xtrainer as xt
 from xtrainer.config import to_config_dict
@@ -172,8 +172,7 @@ def run(config: Any) -> dict[str, dict[str, float]]:
     show("test", results["test"])
     best = LoraLM.load_from_checkpoint(str(trainer.log_path))
     show("merged test", merged(best).test_model(loaders["test"]))
-    say(f"run folder: {trainer.log_path}")
-    say(f"evaluate the best checkpoint: python experiments/evaluate.py {trainer.log_path}")
+    say_where(trainer.log_path)
     return results
 
 

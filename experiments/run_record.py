@@ -56,6 +56,12 @@ def say(line: str) -> None:
         print(line)
 
 
+def say_where(run_folder: str | Path | None) -> None:
+    """Prints where a run is, and how its best checkpoint is evaluated again."""
+    say(f"run folder: {run_folder}")
+    say(f"evaluate the best checkpoint: python experiments/evaluate.py {run_folder}")
+
+
 def show(title: str, metrics: Mapping[str, float]) -> None:
     """Prints metrics to the last digit, one a line."""
     for name in sorted(metrics):

@@ -124,7 +124,7 @@ def test_the_command_is_installed_with_the_package() -> None:
 
 
 def test_it_runs_as_a_module(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "xtrainer.cli", "plan", write_experiment(tmp_path, "")]
+    command = [sys.executable, "-m", "xtrainer", "plan", write_experiment(tmp_path, "")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert "found no function get_config and no make_trainer. Add get_config()" in done.stderr

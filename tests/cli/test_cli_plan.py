@@ -29,7 +29,7 @@ BILLION = [
 
 def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess:
     """Returns what the command says in a process of its own, started in ``folder``."""
-    command = [sys.executable, "-m", "xtrainer.cli", "plan", *arguments]
+    command = [sys.executable, "-m", "xtrainer", "plan", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300

@@ -170,7 +170,7 @@ class Shell:
             if way.is_inside:
                 self.done[command] = self.inside(words[1:])
                 return self.done[command]
-            start = [sys.executable, *(["-m", "xtrainer.cli"] if words[0] == "xtrainer" else [])]
+            start = [sys.executable, *(["-m", "xtrainer"] if words[0] == "xtrainer" else [])]
             environment = {k: v for k, v in os.environ.items() if way.eight or k != "XLA_FLAGS"}
             self.done[command] = subprocess.run(
                 [*start, *words[1:]],

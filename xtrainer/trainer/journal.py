@@ -27,7 +27,6 @@ from xtrainer.loggers.lines import LineFile, cut_after_last_newline
 from xtrainer.loop import StopReason
 from xtrainer.state import Rollback
 from xtrainer.trainer.journal_lines import JOURNAL_FILE, MAX_BYTES, JournalLine, encode
-from xtrainer.trainer.journal_lines import read_journal as read_journal
 from xtrainer.trainer.view import TrainerView
 from xtrainer.types import JSON
 
